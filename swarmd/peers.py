@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 from dataclasses import dataclass, field
 
 from swarmd.blocks import Span
@@ -63,7 +64,7 @@ def parse_address(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         host = ""
-    if not colon or not host or not port.isascii() or not port.isdigit():
+    if not colon or not host or not re.fullmatch("[0-9]{1,6}", port):
         raise UsageError(f"{text!r} is not an address; give host:port, such as 127.0.0.1:31330")
     if not 1 <= int(port) <= 65535:
         raise UsageError(f"{text!r}: the port must lie in 1..65535")

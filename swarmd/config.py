@@ -1,0 +1,55 @@
+"""What a daemon and a client are told; the command line takes its defaults from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarmd.blocks import AUTO, BlockRequest
+from swarmd.errors import UsageError
+from swarmd.peers import Address
+
+__all__ = ["DEFAULT_PORTS", "DaemonConfig", "check_host"]
+
+DEFAULT_PORTS = range(31330, 31362)
+"""Where a daemon without `--port` listens: the first free one, so that several share a machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """A serving node. Times in seconds, sizes in bytes."""
+
+    model: str | None = None
+    """A folder, a `.gguf` file, a hub id, or None for the embedded default model."""
+    blocks: BlockRequest = AUTO
+    peers: tuple[Address, ...] = ()
+    host: str = "127.0.0.1"
+    """Links are not encrypted yet, so a node listens on loopback unless told otherwise."""
+    port: int | None = None
+    advertise: str | None = None
+    """The address that others dial; needed where `host` is a wildcard."""
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    memory: int | None = None
+    """For weights, attention cache and workspace; None takes 80 % of what is free."""
+    kv_tokens: int = 4096
+    """Tokens that all sessions together may hold in each block's attention cache."""
+    announce_period: float = 60.0
+    record_ttl: float = 150.0
+    entry_delay: float = 1.0
+    """Before the blocks are claimed: daemons started by one script then see one another."""
+    claim_settle: float = 1.0
+    """After a claim, how long to wait for claims that were made at the same time."""
+    drain_timeout: float = 10.0
+    """On SIGTERM, how long sessions may go on before they are cut (clients then replay)."""
+    state_dir: Path | None = None
+
+
+def check_host(host: str, advertise: str | None) -> str:
+    """The host to announce for `--host` and `--advertise`. Raises UsageError."""
+    if host in ("0.0.0.0", "::") and advertise is None:
+        raise UsageError(
+            f"--host {host} listens everywhere; say by --advertise which address others can dial"
+        )
+    return advertise or host
