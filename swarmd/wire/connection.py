@@ -1,0 +1,210 @@
+"""The asyncio shell of the protocol: one TCP connection that sends and receives messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from swarmd.errors import ConnectionLost, RemoteError, SwarmdError
+from swarmd.peers import Address
+from swarmd.wire.frames import DEFAULT_LIMITS, Frame, FrameDecoder, Limits, encode_preamble
+from swarmd.wire.messages import ErrorMessage, Message
+from swarmd.wire.protocol import Protocol, Role, State
+from swarmd.wire.tensors import Buffer
+
+__all__ = ["Connection", "Received"]
+
+Received = tuple[Message, bytearray]
+
+MAX_FRAMES_WAITING = 16
+"""Frames that nobody has taken yet; beyond them reading stops, and TCP slows the sender."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One end of a connection.
+
+    `send` hands the whole frame to the transport before it can be cancelled, so a cancel never
+    leaves half a frame; it then waits while the transport's buffer is full. `receive` returns
+    messages in order. Both raise ConnectionLost when the stream has ended.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        on_made: Callable[[Connection], None] | None = None,
+    ) -> None:
+        self.protocol = Protocol(role, limits)
+        self.address = Address("?", 0)
+        # Whoever has not said hello may not make us hold a payload.
+        stranger = dataclasses.replace(limits, payload=0)
+        self._decoder = FrameDecoder(limits if role is Role.DIALLER else stranger)
+        self._on_made = on_made
+        self._transport: asyncio.Transport | None = None
+        self._frames: deque[Frame] = deque()
+        self._failure: SwarmdError | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writers: deque[asyncio.Future[None]] = deque()
+        self._paused_writing = False
+        self._paused_reading = False
+        self._closed = asyncio.get_running_loop().create_future()
+
+    # ---- what users call -------------------------------------------------------------------
+
+    @property
+    def is_usable(self) -> bool:
+        """Open, and nothing unread or wrong is waiting."""
+        return (
+            self._failure is None
+            and self._transport is not None
+            and not self._transport.is_closing()
+            and not self._frames
+            and not self._decoder.mid_frame
+        )
+
+    @property
+    def state(self) -> State:
+        return self.protocol.state
+
+    async def send(self, message: Message, payload: Buffer = b"") -> None:
+        """Send one message; waits while the peer reads too slowly. Raises ConnectionLost."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise ConnectionLost(f"{self.address}: the connection is closed")
+        header = self.protocol.send(message)
+        preamble = encode_preamble(header, len(payload))
+        if payload:
+            transport.writelines((preamble, payload))
+        else:
+            transport.write(preamble)
+        if self._paused_writing:
+            waiter = asyncio.get_running_loop().create_future()
+            self._writers.append(waiter)
+            try:
+                await waiter
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._writers.remove(waiter)
+
+    async def receive(self) -> Received:
+        """The next message and its payload.
+
+        Raises ConnectionLost at the end of the stream; the RemoteError of a frame that breaks
+        the protocol (to be sent back by `refuse`); never the error of a previous session.
+        """
+        while not self._frames:
+            if self._failure is not None:
+                raise self._failure
+            assert self._reader is None, "two readers on one connection"
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        frame = self._frames.popleft()
+        if self._paused_reading and len(self._frames) < MAX_FRAMES_WAITING // 2:
+            self._paused_reading = False
+            assert self._transport is not None
+            self._transport.resume_reading()
+        message = self.protocol.receive(frame)
+        self._decoder.limits = self.protocol.limits
+        return message, frame.payload
+
+    async def refuse(self, error: RemoteError, *, step: int | None = None) -> bool:
+        """Tell the peer why; ends the connection if it broke the protocol.
+
+        Returns whether the connection goes on.
+        """
+        if self.state is State.ENDED:  # the peer said goodbye first
+            await self.close()
+            return False
+        fatal = step is None and self.state is not State.OPENING
+        with contextlib.suppress(ConnectionLost):
+            await self.send(ErrorMessage.of(error, step=step, fatal=fatal))
+        if fatal:
+            await self.close()
+        return not fatal
+
+    async def close(self, timeout: float = 2.0) -> None:
+        """Flush, close and wait until closed; abort after `timeout` seconds. Idempotent."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._closed)
+        self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection now, unsent bytes included. Idempotent."""
+        if self._transport is not None and not self._closed.done():
+            self._transport.abort()  # asyncio's raises on a transport that flushed and closed
+
+    # ---- what the transport calls ----------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        name = transport.get_extra_info("peername")
+        if name:
+            self.address = Address(str(name[0]), int(name[1]))
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._on_made is not None:
+            self._on_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._failure is not None:
+            return
+        try:
+            self._decoder.received(nbytes)
+        except RemoteError as error:
+            self._failure = error
+            if self._transport is not None:
+                self._transport.pause_reading()
+        while (frame := self._decoder.next_frame()) is not None:
+            self._frames.append(frame)
+        if len(self._frames) >= MAX_FRAMES_WAITING and not self._paused_reading:
+            assert self._transport is not None
+            self._paused_reading = True
+            self._transport.pause_reading()
+        self._wake_reader()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._failure is None:
+            where = "in the middle of a frame" if self._decoder.mid_frame else "by the other side"
+            reason = f"{exc}" if exc else f"closed {where}"
+            self._failure = ConnectionLost(f"{self.address}: connection lost: {reason}")
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self._wake_reader()
+        for waiter in self._writers:
+            if not waiter.done():
+                waiter.set_exception(ConnectionLost(f"{self.address}: connection lost"))
+
+    def pause_writing(self) -> None:
+        self._paused_writing = True
+
+    def resume_writing(self) -> None:
+        self._paused_writing = False
+        while self._writers:
+            waiter = self._writers.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

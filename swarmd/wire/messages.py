@@ -1,0 +1,350 @@
+"""The messages of the session protocol, and their strict encoding as msgpack maps.
+
+A header is a map: `t` is the type, the other keys are the fields of the dataclass. A missing, an
+unknown or a mistyped field is refused (:class:`BadRequest`): both sides speak exactly one
+version, agreed on in `hello`, so nothing is accepted and then ignored. `docs/protocol.md` has the
+table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import msgpack
+
+from swarmd.errors import REMOTE_ERRORS, BadRequest, InternalError, RemoteError, UnknownMessage
+from swarmd.identity import PEER_ID_BYTES
+from swarmd.peers import MODEL_ID_BYTES
+from swarmd.wire.tensors import TensorMeta
+
+__all__ = [
+    "MESSAGES",
+    "PROTOCOL_VERSION",
+    "SESSION_ID_BYTES",
+    "Close",
+    "Closed",
+    "ErrorMessage",
+    "Hello",
+    "Message",
+    "Open",
+    "Opened",
+    "Output",
+    "Ping",
+    "Pong",
+    "Step",
+    "Successor",
+    "Welcome",
+    "decode_header",
+    "encode_header",
+]
+
+PROTOCOL_VERSION = 1
+SESSION_ID_BYTES = 16
+MAX_TEXT = 1024
+MAX_POSITION = 1 << 24
+_U32 = (1 << 32) - 1
+
+
+def _integer(low: int, high: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"not an integer in {low}..{high}")
+        return value
+
+    return check
+
+
+def _bytes(length: int, *, or_empty: bool = False) -> Callable[[object], bytes]:
+    def check(value: object) -> bytes:
+        if not isinstance(value, bytes) or not (len(value) == length or (or_empty and not value)):
+            raise ValueError(f"not {length} bytes")
+        return value
+
+    return check
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise ValueError(f"not a text of at most {MAX_TEXT} characters")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """Where a hop forwards its output in a ring: the next peer and its blocks."""
+
+    peer_id: bytes
+    host: str
+    port: int
+    start: int
+    end: int
+
+
+def _successor(value: object) -> Successor | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 5:
+        raise ValueError("not a successor")
+    peer_id, host, port, start, end = value
+    return Successor(
+        _bytes(PEER_ID_BYTES)(peer_id),
+        _text(host),
+        _integer(1, 65535)(port),
+        _block(start),
+        _block(end),
+    )
+
+
+_block = _integer(0, 1 << 16)
+_session = _bytes(SESSION_ID_BYTES)
+_number = _integer(0, _U32)
+_position = _integer(0, MAX_POSITION)
+_tokens = _integer(1, MAX_POSITION)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Dialler to listener, first. `peer_id` is empty for a client; `model_id` is the one meant."""
+
+    TYPE: ClassVar[str] = "hello"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "version": _number,
+        "agent": _text,
+        "peer_id": _bytes(PEER_ID_BYTES, or_empty=True),
+        "model_id": _bytes(MODEL_ID_BYTES, or_empty=True),
+    }
+    version: int
+    agent: str
+    peer_id: bytes
+    model_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Listener to dialler: who it is and what it serves now. `max_payload` in bytes."""
+
+    TYPE: ClassVar[str] = "welcome"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "version": _number,
+        "agent": _text,
+        "peer_id": _bytes(PEER_ID_BYTES),
+        "model_id": _bytes(MODEL_ID_BYTES),
+        "start": _block,
+        "end": _block,
+        "dtype": _text,
+        "max_payload": _number,
+    }
+    version: int
+    agent: str
+    peer_id: bytes
+    model_id: bytes
+    start: int
+    end: int
+    dtype: str
+    max_payload: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a session over blocks `[start, end)` of at most `max_length` positions.
+
+    `next` is nil in a hub; in a ring it names the successor. A peer that cannot forward refuses.
+    """
+
+    TYPE: ClassVar[str] = "open"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "session": _session,
+        "start": _block,
+        "end": _block,
+        "max_length": _tokens,
+        "next": _successor,
+    }
+    session: bytes
+    start: int
+    end: int
+    max_length: int
+    next: Successor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The session is open; `kv_free` tokens of cache room are left on the peer."""
+
+    TYPE: ClassVar[str] = "opened"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"session": _session, "kv_free": _number}
+    session: bytes
+    kv_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Cut the session back to `start`, then append the payload's positions.
+
+    `deadline_ms`: after this long the answer is of no use; 0 means no deadline.
+    """
+
+    TYPE: ClassVar[str] = "step"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "session": _session,
+        "step": _number,
+        "start": _position,
+        "deadline_ms": _number,
+        "tensor": TensorMeta.from_wire,
+    }
+    session: bytes
+    step: int
+    start: int
+    deadline_ms: int
+    tensor: TensorMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The answer to the step of the same number; times in microseconds."""
+
+    TYPE: ClassVar[str] = "output"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "session": _session,
+        "step": _number,
+        "queue_us": _number,
+        "compute_us": _number,
+        "kv_free": _number,
+        "tensor": TensorMeta.from_wire,
+    }
+    session: bytes
+    step: int
+    queue_us: int
+    compute_us: int
+    kv_free: int
+    tensor: TensorMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the session; its cache is freed."""
+
+    TYPE: ClassVar[str] = "close"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"session": _session}
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is gone; the connection may carry the next one."""
+
+    TYPE: ClassVar[str] = "closed"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"session": _session}
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks for a `pong` at once, whatever the engine does: measures the link."""
+
+    TYPE: ClassVar[str] = "ping"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"nonce": _number}
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answer to the ping of the same nonce."""
+
+    TYPE: ClassVar[str] = "pong"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"nonce": _number}
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorMessage:
+    """A typed refusal. `step` is set where it answers a step. `fatal`: the connection ends."""
+
+    TYPE: ClassVar[str] = "error"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "code": _text,
+        "message": _text,
+        "retry_after_ms": lambda value: None if value is None else _number(value),
+        "step": lambda value: None if value is None else _number(value),
+        "fatal": lambda value: _boolean(value),
+    }
+    code: str
+    message: str
+    retry_after_ms: int | None = None
+    step: int | None = None
+    fatal: bool = False
+
+    @classmethod
+    def of(cls, error: RemoteError, *, step: int | None = None, fatal: bool) -> ErrorMessage:
+        retry_ms = None if error.retry_after is None else round(1000 * error.retry_after)
+        return cls(error.code, str(error)[:MAX_TEXT], retry_ms, step, fatal)
+
+    def to_error(self) -> RemoteError:
+        """The error that it stands for; an unknown code is the peer's bug."""
+        retry_after = None if self.retry_after_ms is None else self.retry_after_ms / 1000
+        cls = REMOTE_ERRORS.get(self.code, InternalError)
+        return cls(self.message, retry_after=retry_after)
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not a boolean")
+    return value
+
+
+Message: TypeAlias = (
+    Hello | Welcome | Open | Opened | Step | Output | Close | Closed | Ping | Pong | ErrorMessage
+)
+
+MESSAGES: dict[str, type[Any]] = {
+    cls.TYPE: cls
+    for cls in (
+        Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Ping, Pong, ErrorMessage,
+    )
+}  # fmt: skip
+
+WITH_PAYLOAD = (Step, Output)
+
+
+def encode_header(message: Message) -> bytes:
+    """The msgpack header of a message."""
+    header: dict[str, Any] = {"t": message.TYPE}
+    for name in message.FIELDS:
+        value = getattr(message, name)
+        if isinstance(value, TensorMeta):
+            value = value.to_wire()
+        elif isinstance(value, Successor):
+            value = list(dataclasses.astuple(value))
+        header[name] = value
+    packed: bytes = msgpack.packb(header)
+    return packed
+
+
+def decode_header(header: bytes, payload_bytes: int) -> Message:
+    """The message of a header. Raises UnknownMessage, BadTensor, BadRequest."""
+    try:
+        raw = msgpack.unpackb(
+            header, raw=False, strict_map_key=True, max_ext_len=0, max_array_len=64, max_map_len=64
+        )
+    except Exception as error:  # msgpack raises ValueError, its own and Unicode errors
+        raise BadRequest(f"a header that is not msgpack: {type(error).__name__}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("t"), str):
+        raise BadRequest("a header is a map with a type")
+    cls = MESSAGES.get(raw.pop("t"))
+    if cls is None:
+        raise UnknownMessage("a message type that this version does not have")
+    if raw.keys() != cls.FIELDS.keys():
+        wrong = ", ".join(sorted(map(str, raw.keys() ^ cls.FIELDS.keys())))[:100]
+        raise BadRequest(f"{cls.TYPE}: missing or unknown fields: {wrong}")
+    values = {}
+    for name, check in cls.FIELDS.items():
+        try:
+            values[name] = check(raw[name])
+        except ValueError as error:
+            raise BadRequest(f"{cls.TYPE}.{name}: {error}") from error
+    if payload_bytes and cls not in WITH_PAYLOAD:
+        raise BadRequest(f"{cls.TYPE} carries no payload")
+    message: Message = cls(**values)
+    return message
