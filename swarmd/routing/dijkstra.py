@@ -1,0 +1,259 @@
+"""The cheapest chain of peers, by Dijkstra's algorithm (Numerische Mathematik 1, 1959).
+
+A node `(peer, b)` means "this peer has just run block b - 1". Its edges:
+
+* `(p, b) -> (p, b + 1)`: the same peer runs block b as well, if it holds it.
+* `(p, b) -> (q, b + 1)`: the activations hop to q, which runs block b. Hopping and running are
+  one edge, so that a hop without a block (a relay) does not exist.
+* client `-> (q, start + 1)`, and `(p, end) ->` client, or the hop after a lost range.
+
+All pairs of peers at all blocks would be O(peers^2 x blocks) edges. Fewer carry the same minimum:
+
+* **hub**: a hop is `leave(p) + enter(q)`, a sum of a part of p and a part of q. One virtual node
+  for each boundary b, reached by `leave(p)` and left by `enter(q)`, keeps every path and its
+  cost, so the minimum is the same with O(peers x blocks) edges.
+* **ring**: a hop is priced by the pair only where p announces its trip to q; all other hops into
+  q cost the same, whoever p is. Announced pairs are edges. For the others Dijkstra's order does
+  the work: nodes are settled by rising distance, so of all p that announce nothing of q the
+  first one settled at boundary b is the cheapest to come from, and q is struck off the list of
+  that boundary. A q that p does announce stays on the list for the next p. The lists hold at
+  most the q that were announced by all p before, so the work is O(peers x blocks + announced
+  pairs x blocks) edges.
+
+Costs are above zero, hence Dijkstra is exact. A peer may occur twice in a chain with another one
+between, where that one is faster by more than two hops cost; neighbouring hops of one peer are
+one hop. Equal costs fall to the lower PeerId.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from random import Random
+
+from swarmd.blocks import Span, coverage, holes
+from swarmd.errors import NoRoute
+from swarmd.identity import PeerId
+from swarmd.peers import PeerInfo
+from swarmd.routing.chain import Chain, Hop, no_route
+from swarmd.routing.cost import Costs, Mode
+from swarmd.routing.view import View
+
+__all__ = ["best_chain", "find_chain"]
+
+_CONTINUED = -1  # the node was reached by the same peer running on
+_CLIENT = -2  # the node was reached from the client, or from the hop before the range
+
+
+def find_chain(
+    view: View,
+    costs: Costs,
+    *,
+    start: int = 0,
+    end: int | None = None,
+    banned: Set[PeerId] = frozenset(),
+    avoid: Set[PeerId] = frozenset(),
+    previous: PeerId | None = None,
+    next: PeerId | None = None,
+    tokens: int = 1,
+    kv_needed: int = 0,
+    mode: Mode = "hub",
+    rng: Random | None = None,
+    wall: float | None = None,
+) -> Chain:
+    """The cheapest hops that run the blocks [start, end) of the view's routable peers.
+
+    For a whole chain leave `start` and `end` out. For a replacement of a lost range give it, and
+    in ring mode `previous` and `next`, the healthy hops around it; None is the client. Take
+    `view.with_dtype(...)` of the lost hop then: a session never mixes dtypes.
+
+    `banned` peers do not exist; `avoid`ed ones cost :attr:`CostModel.avoid_penalty` more, so they
+    are chosen only where no other route is near. `tokens` positions travel at a time (1 prices
+    decoding); `kv_needed` tokens of cache are wanted at each hop. `rng` seeds the jitter: with
+    the same seed and view the chain is the same. `wall` (epoch seconds) is for messages only.
+
+    Raises NoRoute if and only if some block of the range is held by no routable peer that is
+    not banned; ValueError for a range outside the model.
+    """
+    end = view.n_blocks if end is None else end
+    if not 0 <= start < end <= view.n_blocks:
+        raise ValueError(f"not a range of the model's {view.n_blocks} blocks: {start}:{end}")
+    wanted = Span(start, end)
+    peers = [
+        peer
+        for peer in view.routable
+        if peer.peer_id not in banned and peer.span.start < end and start < peer.span.end
+    ]
+    held = coverage((peer.span for peer in peers), view.n_blocks)
+    missing = holes([held[block] if block in wanted else 1 for block in range(view.n_blocks)])
+    if missing:
+        raise no_route(view, missing, banned=banned, wall=wall)
+
+    # Drawn for every routable peer, so that a ban does not reshuffle the luck of the others.
+    factors = {peer.peer_id: costs.jitter(rng) for peer in view.routable}
+    ring = mode == "ring"
+    before = view.get(previous) if previous is not None else None
+    graph = _Graph(wanted, peers, ring)
+    index = {peer.peer_id: i for i, peer in enumerate(peers)}
+    for i, peer in enumerate(peers):
+        own, f = peer.peer_id, factors[peer.peer_id]
+        admit = costs.admit(peer, kv_needed, avoided=own in avoid)
+        from_client = f * (admit + costs.enter(own, tokens))
+        to_client = f * costs.leave(own, tokens)
+        graph.step.append(f * costs.run(peer, 1, tokens))
+        graph.leave.append(to_client)
+        graph.enter.append(f * (admit + costs.ring_hop(None, own, tokens)) if ring else from_client)
+        graph.first.append(
+            f * (admit + costs.ring_hop(before, own, tokens))
+            if ring and previous is not None
+            else from_client
+        )
+        graph.last.append(
+            f * costs.ring_hop(peer, next, tokens) if ring and next is not None else to_client
+        )
+        graph.pairs.append({})
+        for target in peer.rtts if ring else ():
+            j = index.get(target, i)
+            if j != i:
+                admit = costs.admit(peers[j], kv_needed, avoided=target in avoid)
+                hop = costs.ring_hop(peer, target, tokens)
+                graph.pairs[i][j] = factors[target] * (admit + hop)
+    return _dijkstra(graph)
+
+
+def best_chain(
+    view: View,
+    costs: Costs,
+    *,
+    start: int = 0,
+    end: int | None = None,
+    banned: Set[PeerId] = frozenset(),
+    avoid: Set[PeerId] = frozenset(),
+    previous: PeerId | None = None,
+    next: PeerId | None = None,
+    tokens: int = 1,
+    kv_needed: int = 0,
+    mode: Mode = "hub",
+    rng: Random | None = None,
+    wall: float | None = None,
+) -> Chain:
+    """The cheapest chain whose hops all compute in one dtype; the arguments of `find_chain`.
+
+    A session never mixes dtypes, so that a replayed hop equals the lost one. Equal costs fall to
+    the dtype that sorts first. Raises NoRoute if no dtype covers the range alone: for the blocks
+    that nobody holds at all, else for those that the most complete dtype lacks.
+    """
+    found: list[Chain] = []
+    lacking: list[tuple[int, str, NoRoute]] = []
+    for dtype in view.dtypes():
+        try:
+            chain = find_chain(
+                view.with_dtype(dtype),
+                costs,
+                start=start,
+                end=end,
+                banned=banned,
+                avoid=avoid,
+                previous=previous,
+                next=next,
+                tokens=tokens,
+                kv_needed=kv_needed,
+                mode=mode,
+                rng=rng,
+                wall=wall,
+            )
+        except NoRoute as error:
+            gaps = [gap for gap in error.missing if isinstance(gap, Span)]
+            named = no_route(view, gaps, banned=banned, wall=wall, dtype=dtype)
+            lacking.append((sum(map(len, gaps)), dtype, named))
+        else:
+            found.append(chain)
+    if found:
+        return min(found, key=lambda chain: chain.cost)
+    # Tells of blocks that nobody holds in any dtype, if there are such.
+    find_chain(view, costs, start=start, end=end, banned=banned, wall=wall)
+    raise min(lacking, key=lambda entry: entry[:2])[2]
+
+
+@dataclass(slots=True)
+class _Graph:
+    """Prices in seconds by the index of a peer; `pairs[p][q]` where p announces its trip to q."""
+
+    span: Span
+    peers: list[PeerInfo]
+    ring: bool
+    first: list[float] = field(default_factory=list)  # into q at the start of the range
+    enter: list[float] = field(default_factory=list)  # into q from a hop that announces nothing
+    step: list[float] = field(default_factory=list)  # one block
+    leave: list[float] = field(default_factory=list)  # hub: back to the client
+    last: list[float] = field(default_factory=list)  # out of the range
+    pairs: list[dict[int, float]] = field(default_factory=list)
+
+
+def _dijkstra(graph: _Graph) -> Chain:
+    """Shortest path; boundaries are counted from the start of the range, 0 to `length`."""
+    length, n = len(graph.span), len(graph.peers)
+    width = length + 1
+    low = [max(peer.span.start - graph.span.start, 0) for peer in graph.peers]
+    high = [min(peer.span.end - graph.span.start, length) for peer in graph.peers]
+    step, enter, leave = graph.step, graph.enter, graph.leave
+    # At each boundary, who holds the block behind it; in a ring, who has not been entered yet.
+    waiting = [[q for q in range(n) if low[q] <= b < high[q]] for b in range(length)]
+
+    # Node p * width + b is (p, b); behind those come the boundaries of a hub, then the goal.
+    boundary, goal = n * width, (n + 1) * width
+    distance = [math.inf] * (goal + 1)
+    came_from = [_CLIENT] * (goal + 1)
+    heap: list[tuple[float, int]] = []
+
+    def relax(node: int, cost: float, source: int) -> None:
+        if cost < distance[node]:
+            distance[node] = cost
+            came_from[node] = source
+            heappush(heap, (cost, node))
+
+    for q in waiting[0]:
+        relax(q * width + 1, graph.first[q] + step[q], _CLIENT)
+    while heap:
+        cost, node = heappop(heap)
+        if cost > distance[node]:
+            continue  # a cheaper way to this node was found after this one was pushed
+        if node == goal:
+            break
+        p, b = divmod(node, width)
+        if node >= boundary:
+            for q in waiting[b]:
+                relax(q * width + b + 1, cost + enter[q] + step[q], came_from[node])
+            continue
+        if b == length:
+            relax(goal, cost + graph.last[p], p)
+            continue
+        if b < high[p]:
+            relax(node + 1, cost + step[p], _CONTINUED)
+        if not graph.ring:
+            relax(boundary + b, cost + leave[p], p)
+            continue
+        pairs, still_waiting = graph.pairs[p], []
+        for q, hop in pairs.items():
+            if low[q] <= b < high[q]:
+                relax(q * width + b + 1, cost + hop + step[q], p)
+        for q in waiting[b]:
+            if q == p or q in pairs:
+                still_waiting.append(q)
+            else:
+                relax(q * width + b + 1, cost + enter[q] + step[q], p)
+        waiting[b] = still_waiting
+
+    hops: list[Hop] = []
+    p, b, stop = came_from[goal], length, length
+    while p != _CLIENT:
+        source = came_from[p * width + b]
+        b -= 1
+        if source in (_CONTINUED, p):
+            continue
+        peer = graph.peers[p]
+        hops.append(Hop(peer, Span(graph.span.start + b, graph.span.start + stop)))
+        p, stop = source, b
+    return Chain(tuple(reversed(hops)), distance[goal])
