@@ -1,0 +1,71 @@
+"""How fast the loaded blocks are: measured on them, not guessed, and remembered by device."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from swarmd.compute.block_span import BlockSpan
+from swarmd.compute.kv_cache import KvBudget, SessionCache
+
+__all__ = ["Throughput", "measure", "measured_or_cached"]
+
+PREFILL_TOKENS = 64
+DECODE_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Microseconds for one token through one block in decode, and in a chunk of a prefill."""
+
+    decode_us: int
+    prefill_us: int
+
+
+def measure(blocks: BlockSpan) -> Throughput:
+    """Time a short prefill and decode steps through all of `blocks`, at a context of 64 tokens."""
+    length = 2 * PREFILL_TOKENS + DECODE_STEPS
+    cache = blocks.new_cache(blocks.span, length, KvBudget(length))
+    hidden = torch.randn(1, PREFILL_TOKENS, blocks.hidden_size) * 0.1
+    blocks.run(blocks.span, hidden, cache)  # warms caches and allocators up
+    cache.cut(0)
+    prefill = _seconds(blocks, hidden, cache)
+    decode = [_seconds(blocks, hidden[:, :1], cache) for _ in range(DECODE_STEPS)]
+    cache.close()
+    n_blocks = len(blocks.span)
+    return Throughput(
+        decode_us=max(1, round(1e6 * statistics.median(decode) / n_blocks)),
+        prefill_us=max(1, round(1e6 * prefill / n_blocks / PREFILL_TOKENS)),
+    )
+
+
+def _seconds(blocks: BlockSpan, hidden: torch.Tensor, cache: SessionCache) -> float:
+    began = time.perf_counter()
+    blocks.run(blocks.span, hidden, cache)
+    if blocks.device != "cpu":
+        torch.cuda.synchronize(blocks.device)
+    return time.perf_counter() - began
+
+
+def measured_or_cached(blocks: BlockSpan, model_id: str, cache_file: Path) -> Throughput:
+    """The remembered figures of this device, model, dtype and thread count, or new ones."""
+    device = torch.cuda.get_device_name(blocks.device) if blocks.device != "cpu" else "cpu"
+    key = f"{device}/{torch.get_num_threads()}/{torch.__version__}/{model_id}/{blocks.dtype}"
+    known: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = dict(json.loads(cache_file.read_text()))
+        found = known[key]
+        return Throughput(decode_us=int(found["decode_us"]), prefill_us=int(found["prefill_us"]))
+    result = measure(blocks)
+    with contextlib.suppress(OSError):  # remembering is a convenience
+        temporary = cache_file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**known, key: asdict(result)}, indent=1))
+        temporary.replace(cache_file)
+    return result

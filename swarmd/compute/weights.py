@@ -1,0 +1,122 @@
+"""Reading a part of a model from its folder: only the tensors of that part touch the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import logging as library_logging
+
+from swarmd.blocks import Span
+from swarmd.compute.cut_model import cut_class, parse_config
+from swarmd.errors import ModelError, UnsupportedModel
+
+__all__ = ["DTYPES", "WeightFolder", "load_part", "torch_dtype"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The compute dtypes, by the names that travel in announcements and tensors."""
+
+_BLOCK = re.compile(r"^(.*?\b(?:layers|h|blocks)\.)(\d+)(\..*)$")
+
+
+class WeightFolder(Protocol):
+    """The part of :class:`swarmd.compute.model_folder.ModelFolder` that loading needs."""
+
+    @property
+    def path(self) -> Any: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    def block_tensors(self, span: Span) -> dict[str, str]: ...
+    def client_tensors(self) -> dict[str, str]: ...
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of one of :data:`DTYPES`. Raises UnsupportedModel for any other name."""
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise UnsupportedModel(f"--dtype {name}: use one of {', '.join(DTYPES)}") from None
+
+
+def load_part(
+    folder: WeightFolder, span: Span | None, *, dtype: str, device: str = "cpu"
+) -> PreTrainedModel:
+    """The causal model with only the blocks of `span`, or (None) with all but the blocks.
+
+    Raises ModelError for tensors that are missing or unreadable, UnsupportedModel for a family
+    that cannot be cut.
+    """
+    config = parse_config(folder.config)
+    names = folder.client_tensors() if span is None else folder.block_tensors(span)
+    cls = cut_class(config, span)
+    with _open_tensors(folder, names, span) as tensors, _quiet_loading():
+        try:
+            model, info = cls.from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=tensors,
+                dtype=torch_dtype(dtype),
+                device_map=None,
+                output_loading_info=True,
+            )
+        except (RuntimeError, ValueError, SafetensorError, OSError) as error:
+            raise ModelError(f"{folder.name}: cannot load its weights: {error}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise ModelError(
+            f"{folder.name}: {len(wrong)} tensors are missing or misshapen, such as {wrong[0]}; "
+            "download the model folder anew"
+        )
+    placed: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return placed
+
+
+@contextlib.contextmanager
+def _open_tensors(
+    folder: WeightFolder, names: dict[str, str], span: Span | None
+) -> Iterator[dict[str, Any]]:
+    """Lazy tensors by name; block numbers are counted from the span's start."""
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
+        for name, file in names.items():
+            try:
+                if file not in files:
+                    opened = safe_open(str(folder.path / file), framework="pt", device="cpu")
+                    files[file] = stack.enter_context(opened)
+                value = files[file].get_slice(name)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{folder.path / file}: unreadable: {error}") from error
+            tensors[_renumber(name, span)] = value
+        yield tensors
+
+
+def _renumber(name: str, span: Span | None) -> str:
+    match = _BLOCK.match(name)
+    if span is None or match is None or int(match[2]) not in span:
+        return name
+    return f"{match[1]}{int(match[2]) - span.start}{match[3]}"
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep the library from reporting as unexpected what the cut has left out on purpose."""
+    level = library_logging.get_verbosity()
+    bars = library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity(logging.ERROR)
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
