@@ -1,0 +1,355 @@
+"""One generation's way through the swarm: a chain of hops that outlives each of its peers.
+
+The replay machine (:mod:`swarmd.routing.replay`) says which hop runs which positions; this object
+carries that out over connections and puts replacements in the place of hops that fail. What is
+kept for it here is the input of every hop, so that only the lost span is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from swarmd.client.hop_link import HopLink
+from swarmd.client.router import Router
+from swarmd.errors import NoRoute, PeerFailure, RemoteError, ReplayExhausted
+from swarmd.routing.chain import Chain, Hop
+from swarmd.routing.history import History
+from swarmd.routing.replay import Replay, Run
+from swarmd.tasks import TaskOwner
+from swarmd.wire.pool import Pool
+from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, choose_codec
+
+__all__ = ["ChainSession", "Recovery", "SessionConfig", "SessionStatistics"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Limits of one session; times in seconds."""
+
+    open_timeout: float = 5.0
+    """To connect and open a session at one hop; a dead address costs at most this."""
+    chunk_tokens: int = 512
+    """Positions in one step of a prefill or a replay."""
+    max_losses: int = 16
+    """Hops that may be lost within one step before the session gives up."""
+    wait: float = 0.0
+    """How long to wait for somebody to serve blocks that nobody holds (`--wait`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A hop that was lost and replaced: how long it took until the machine could go on."""
+
+    lost: Hop
+    by: tuple[Hop, ...]
+    reason: str
+    position: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class SessionStatistics:
+    """What a session did; `hop_seconds` and its kin sum over single-position steps."""
+
+    recoveries: list[Recovery] = field(default_factory=list)
+    replayed_positions: int = 0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    wire_bytes: int = 0
+
+
+class ChainSession:
+    """A session over all blocks. `async with await ChainSession.open(...) as session:`.
+
+    `step` cuts back to a position and appends, like every step of the protocol, so it can be
+    repeated. Not for concurrent steps.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        pool: Pool,
+        chain: Chain,
+        *,
+        hidden_size: int,
+        max_length: int,
+        config: SessionConfig | None = None,
+        on_story: Callable[[str], None] | None = None,
+    ) -> None:
+        self.config = config or SessionConfig()
+        self.max_length = max_length
+        self.statistics = SessionStatistics()
+        self.dtype = chain.hops[0].peer.dtype
+        self._router = router
+        self._pool = pool
+        self._hidden_size = hidden_size
+        self._position_bytes = hidden_size * ITEM_BYTES[self.dtype]
+        self._machine = Replay(
+            [hop.span for hop in chain.hops], chunk_tokens=self.config.chunk_tokens
+        )
+        self._hops = {
+            key: hop for (key, _), hop in zip(self._machine.hops, chain.hops, strict=True)
+        }
+        self._inputs = {key: History(self._position_bytes) for key in self._hops}
+        self._links: dict[int, HopLink] = {}
+        self._output = bytearray()
+        self._owner = TaskOwner("chain")
+        self._story: list[str] = []
+        self._on_story = on_story
+        self._losses = 0
+        self._lost_since: dict[int, tuple[float, str]] = {}
+
+    @property
+    def chain(self) -> tuple[Hop, ...]:
+        """The hops as they are now."""
+        return tuple(self._hops[key] for key, _ in self._machine.hops)
+
+    @property
+    def story(self) -> tuple[str, ...]:
+        """What went wrong so far, in order."""
+        return tuple(self._story)
+
+    async def __aenter__(self) -> ChainSession:
+        await self._owner.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await self._owner.close()
+            closing = [link.close() for link in self._links.values()]
+            await asyncio.gather(*closing, return_exceptions=True)
+        finally:
+            for link in self._links.values():
+                if exc[0] is not None:
+                    link.abort()
+            self._links.clear()
+
+    async def step(self, start: int, data: bytes, tokens: int) -> bytes:
+        """Run `tokens` positions from `start` on; `data` is their hidden states as raw bytes.
+
+        Returns the hidden states after the last block, for the same positions. Survives the loss
+        of any hop. Raises NoRoute when blocks are held by nobody, ReplayExhausted when hops are
+        lost faster than they can be replaced, and at once what is not retryable.
+        """
+        if len(data) != tokens * self._position_bytes:
+            raise ValueError(f"{len(data)} bytes for {tokens} positions")
+        for history in self._inputs.values():
+            history.cut(start)
+        self._output.clear()
+        self._machine.begin(start, tokens)
+        self._inputs[self._machine.hops[0][0]].append(data)
+        self._losses = 0
+        began = time.perf_counter()
+        await self._carry_out(start)
+        if tokens == 1:
+            self.statistics.decode_steps += 1
+            self.statistics.decode_seconds += time.perf_counter() - began
+        return bytes(self._output)
+
+    async def _carry_out(self, position: int) -> None:
+        under_way: dict[asyncio.Task[None], int] = {}
+        try:
+            while not self._machine.complete:
+                for key in self._machine.lost_hops:
+                    await self._replace(key, position)
+                runs = self._machine.runnable()
+                if len(runs) == 1 and not under_way:
+                    await self._run(runs[0])  # a decode step needs no task
+                    continue
+                for run in runs:
+                    task = self._owner.spawn(self._run(run), name=f"hop {run.hop}", errors="log")
+                    under_way[task] = run.hop
+                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del under_way[task]
+                    task.result()
+        finally:
+            for task in under_way:
+                task.cancel()
+
+    async def _run(self, run: Run) -> None:
+        """Run positions on a hop; a failure that may be mended marks the hop as lost."""
+        hop = self._hops[run.hop]
+        tokens = run.end - run.start
+        try:
+            link = self._links.get(run.hop)
+            if link is None:
+                link = await self._open(run.hop, hop)
+            data = self._inputs[run.hop].read(run.start, run.end)
+            meta = TensorMeta(self.dtype, (1, tokens, self._hidden_size))
+            output = await link.step(
+                run.start,
+                data,
+                meta,
+                codec=choose_codec(len(data), self._router.bandwidth(hop.peer)),
+                deadline=self._router.deadlines.deadline(
+                    hop.peer.peer_id, tokens, len(hop.span), hop.peer
+                ),
+            )
+        except (PeerFailure, RemoteError) as error:
+            self._failed(run.hop, error)
+            return
+        self._router.observe_step(
+            hop.peer,
+            tokens=tokens,
+            blocks=len(hop.span),
+            seconds=output.seconds,
+            compute_seconds=output.compute_seconds,
+            queue_seconds=output.queue_seconds,
+            wire_bytes=output.wire_bytes,
+        )
+        keep = self._machine.finished(run)
+        if keep is None:
+            return
+        self.statistics.wire_bytes += output.wire_bytes
+        if tokens == 1:
+            self.statistics.compute_seconds += output.compute_seconds
+            self.statistics.queue_seconds += output.queue_seconds
+        self.statistics.replayed_positions += keep.start - run.start
+        if keep.start < keep.end:
+            offset = (keep.start - run.start) * self._position_bytes
+            new = memoryview(output.data)[offset:]
+            if keep.after is None:
+                self._output += new
+            else:
+                self._inputs[keep.after].append(new)
+
+    async def _open(self, key: int, hop: Hop) -> HopLink:
+        link = await HopLink.open(
+            hop.peer,
+            hop.span,
+            self._pool,
+            max_length=self.max_length,
+            timeout=self.config.open_timeout,
+        )
+        if self._hops.get(key) is not hop:  # replaced meanwhile
+            link.abort()
+            raise PeerFailure(f"{hop} was replaced meanwhile", peer=hop.peer.peer_id)
+        self._links[key] = link
+        return link
+
+    def _failed(self, key: int, error: PeerFailure | RemoteError) -> None:
+        """A hop failed: remember why, ban whom it blames, mark the hop as lost."""
+        if not error.retryable:
+            raise error
+        hop = self._hops.get(key)
+        link = self._links.pop(key, None)
+        if link is not None:
+            link.abort()
+        if hop is None or not self._machine.lost(key):
+            return
+        self._router.observe_failure(hop.peer, error)
+        self._losses += 1
+        self._tell(f"{hop} lost: {error}")
+        self._lost_since[key] = (time.perf_counter(), str(error))
+        if self._losses > self.config.max_losses:
+            raise ReplayExhausted(
+                f"gave up after {self._losses} lost hops in one step:", story=self._story
+            ) from error
+
+    async def _replace(self, key: int, position: int) -> None:
+        """Find and open replacements for a lost hop. Raises NoRoute, ReplayExhausted."""
+        lost = self._hops[key]
+        since, reason = self._lost_since.pop(key, (time.perf_counter(), "lost"))
+        while True:
+            chain = await self._find_replacement(lost)
+            try:
+                links = await self._open_all(chain.hops)
+            except _OpeningFailed as failure:
+                self._router.observe_failure(failure.hop.peer, failure.error)
+                self._losses += 1
+                self._tell(f"{failure.hop} did not open: {failure.error}")
+                if not failure.error.retryable:
+                    raise failure.error from None
+                if self._losses > self.config.max_losses:
+                    raise ReplayExhausted(
+                        f"gave up after {self._losses} lost hops in one step:", story=self._story
+                    ) from failure.error
+                continue
+            break
+        history = self._inputs.pop(key)
+        del self._hops[key]
+        keys = self._machine.replace(key, [hop.span for hop in chain.hops])
+        for new, hop, link in zip(keys, chain.hops, links, strict=True):
+            self._hops[new] = hop
+            self._links[new] = link
+            self._inputs[new] = History(self._position_bytes)
+        self._inputs[keys[0]] = history
+        recovery = Recovery(lost, chain.hops, reason, position, time.perf_counter() - since)
+        self.statistics.recoveries.append(recovery)
+        self._tell(f"replaced by {chain.describe()}, {len(history)} positions to replay")
+
+    async def _find_replacement(self, lost: Hop) -> Chain:
+        def tell_waiting(error: NoRoute) -> None:
+            self._tell(f"waiting up to {self.config.wait:g} s: {error}")
+
+        chain = await self._router.choose_fresh(
+            lost.span,
+            dtype=self.dtype,
+            kv_needed=self.max_length,
+            wait=self.config.wait,
+            on_waiting=tell_waiting,
+        )
+        pause = self._router.pause_before(chain)
+        if pause > 0:  # nobody else holds these blocks: come back when the peer said
+            self._tell(f"{chain.describe()} is busy; trying again in {pause:.1f} s")
+            await asyncio.sleep(pause)
+        return chain
+
+    async def open_links(self) -> None:
+        """Connect to all hops at once, before the first step. A hop that fails is replaced."""
+        hops = list(self._hops.items())
+        results = await asyncio.gather(
+            *(self._open(key, hop) for key, hop in hops), return_exceptions=True
+        )
+        for (key, _), result in zip(hops, results, strict=True):
+            if isinstance(result, PeerFailure | RemoteError):
+                self._failed(key, result)
+            elif isinstance(result, BaseException):
+                raise result
+        for key in self._machine.lost_hops:
+            await self._replace(key, 0)
+
+    async def _open_all(self, hops: Sequence[Hop]) -> list[HopLink]:
+        opening = [
+            HopLink.open(
+                hop.peer,
+                hop.span,
+                self._pool,
+                max_length=self.max_length,
+                timeout=self.config.open_timeout,
+            )
+            for hop in hops
+        ]
+        results = await asyncio.gather(*opening, return_exceptions=True)
+        links = [result for result in results if isinstance(result, HopLink)]
+        for hop, result in zip(hops, results, strict=True):
+            if isinstance(result, HopLink):
+                continue
+            for link in links:
+                link.abort()
+            if isinstance(result, PeerFailure | RemoteError):
+                raise _OpeningFailed(hop, result)
+            raise result
+        return links
+
+    def _tell(self, line: str) -> None:
+        self._story.append(line)
+        log.info("%s", line)
+        if self._on_story is not None:
+            self._on_story(line)
+
+
+class _OpeningFailed(Exception):
+    def __init__(self, hop: Hop, error: PeerFailure | RemoteError) -> None:
+        super().__init__(str(error))
+        self.hop = hop
+        self.error = error

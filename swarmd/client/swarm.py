@@ -1,0 +1,97 @@
+"""A client's standing in the swarm: DHT lookups, a pool of connections, one router a model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from swarmd.client.router import Router
+from swarmd.dht.config import DhtConfig
+from swarmd.dht.directory import Directory
+from swarmd.dht.peers_file import PeersFile
+from swarmd.errors import BootstrapFailed, NoRoute
+from swarmd.identity import Identity
+from swarmd.peers import Address, ModelId
+from swarmd.routing.chain import Chain
+from swarmd.state import StateFolder
+from swarmd.wire.ping import ping
+from swarmd.wire.pool import Pool
+from swarmd.wire.transport import Greeting
+
+__all__ = ["SwarmClient", "choose_chain"]
+
+log = logging.getLogger(__name__)
+
+_NOBODY = (
+    "no node of a swarm is known on this machine; start one with: swarmd serve, "
+    "or name one with --peer HOST:PORT"
+)
+
+
+class SwarmClient:
+    """`async with SwarmClient(peers) as swarm:` is connected on entry.
+
+    Without `peers` the nodes that are remembered on this machine are asked. Raises
+    BootstrapFailed when nobody answers.
+    """
+
+    def __init__(self, peers: Sequence[Address] = (), *, state_dir: Path | None = None) -> None:
+        self._peers_file = PeersFile(StateFolder(state_dir).peers_file)
+        self._given = tuple(peers)
+        self._stack = contextlib.AsyncExitStack()
+        self._rng = random.Random()
+
+    async def __aenter__(self) -> SwarmClient:
+        contacts = self._given or tuple(address for _, address, _ in self._peers_file.load())
+        if not contacts:
+            raise BootstrapFailed(_NOBODY)
+        local = all(address.is_loopback for address in contacts)
+        config = DhtConfig(host="127.0.0.1" if local else "0.0.0.0", serving=False)
+        async with contextlib.AsyncExitStack() as stack:
+            self.directory = await stack.enter_async_context(
+                Directory(config, Identity.generate(), peers_file=self._peers_file)
+            )
+            try:
+                await self.directory.bootstrap(contacts, timeout=5.0 if self._given else 2.0)
+            except BootstrapFailed as error:
+                if self._given:
+                    raise
+                raise BootstrapFailed(_NOBODY) from error
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def pool(self, model_id: ModelId | None = None) -> Pool:
+        """A pool of connections, closed with this client. Greets for one model, or for any."""
+        return await self._stack.enter_async_context(Pool(Greeting(model_id)))
+
+    def router(
+        self, pool: Pool, *, model_id: ModelId, model_name: str, n_blocks: int, bytes_per_token: int
+    ) -> Router:
+        """A router for one model over this client's DHT and `pool`."""
+        return Router(
+            lambda: self.directory.fetch(model_id),
+            lambda peer: ping(peer, pool),
+            model_id=model_id,
+            model_name=model_name,
+            n_blocks=n_blocks,
+            bytes_per_token=bytes_per_token,
+            rng=self._rng,
+        )
+
+
+async def choose_chain(
+    router: Router, *, wait: float = 0.0, on_story: Callable[[str], None] | None = None
+) -> Chain:
+    """A chain over all blocks; waits up to `wait` seconds for one. Raises NoRoute."""
+
+    def tell(error: NoRoute) -> None:
+        if on_story is not None:
+            on_story(f"waiting up to {wait:g} s: {error}")
+
+    return await router.choose_fresh(wait=wait, on_waiting=tell)
