@@ -1,0 +1,289 @@
+"""The serving node: one asyncio program that joins the DHT, holds blocks, and answers streams.
+
+Task tree (every task has an owner that awaits it)::
+
+    Daemon.run
+    ├── Directory          the DHT's socket, its table refresh and its other periodic work
+    ├── services           the announcer; its failure stops the node
+    ├── Engine             one thread; the only one that touches weights and caches
+    └── connections        a task for each accepted connection; its failure is one warning
+
+Stop order, also on SIGINT and SIGTERM: stop accepting, announce DRAINING, let sessions finish for
+a while, cut the rest (their clients replay elsewhere), free the engine, announce GONE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+
+import torch
+
+from swarmd.blocks import Span
+from swarmd.compute.block_span import BlockSpan
+from swarmd.compute.engine import Engine
+from swarmd.compute.memory import ITEM_BYTES, MemoryPlan
+from swarmd.compute.model_folder import ModelFolder
+from swarmd.compute.source import resolve_model
+from swarmd.compute.throughput import measured_or_cached
+from swarmd.config import DEFAULT_PORTS, DaemonConfig, check_host
+from swarmd.dht.config import DhtConfig
+from swarmd.dht.directory import Directory
+from swarmd.dht.peers_file import PeersFile
+from swarmd.errors import BootstrapFailed, PortInUse, StateError, UsageError
+from swarmd.identity import Identity, PeerId
+from swarmd.node.announced import Announced
+from swarmd.node.announcer import Announcer
+from swarmd.node.joining import Claims, block_count, choose_blocks
+from swarmd.node.memory_probe import (
+    available_memory,
+    kv_bytes_per_token,
+    release_unused_memory,
+)
+from swarmd.node.sessions import SessionServer
+from swarmd.peers import Address, PeerState
+from swarmd.state import StateFolder
+from swarmd.tasks import TaskOwner
+from swarmd.wire.connection import Connection
+from swarmd.wire.ping import ping
+from swarmd.wire.pool import Pool
+from swarmd.wire.transport import Greeting, bind, listen
+
+__all__ = ["Daemon"]
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+class Daemon:
+    """A node that serves blocks. `run` returns when `stop` is called, or raises what failed."""
+
+    def __init__(self, config: DaemonConfig, *, progress: Progress | None = None) -> None:
+        self.config = config
+        self.state = StateFolder(config.state_dir)
+        self.ready = asyncio.Event()
+        self.address: Address | None = None
+        self.peer_id: PeerId | None = None
+        self._progress = progress
+        self._stop = asyncio.Event()
+        self._socket: socket.socket | None = None
+        self._began = 0.0
+        self._rng = random.Random()
+
+    def stop(self) -> None:
+        """Ask the node to leave in good order. Idempotent; may be called from a signal handler."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until stopped. Raises UsageError, ModelError, PortInUse, BootstrapFailed, …"""
+        config = self.config
+        host = await _resolved(check_host(config.host, config.advertise))
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self._began = time.monotonic()
+        folder = await self._folder(config.blocks.span)
+        config.blocks.checked(folder.n_blocks)
+        async with contextlib.AsyncExitStack() as stack:
+            identity = stack.enter_context(self.state.identity())
+            self.peer_id = identity.peer_id
+            directory = await stack.enter_async_context(self._directory(identity))
+            self.address = Address(host, directory.address.port)
+            pool = await stack.enter_async_context(
+                Pool(Greeting(folder.model_id, identity.peer_id))
+            )
+            announced = Announced(config, folder, identity.peer_id, self.address)
+            announcer = Announcer(
+                directory,
+                announced.describe,
+                period=config.announce_period,
+                ping=lambda peer: ping(peer, pool),
+                rng=self._rng,
+            )
+            services = await stack.enter_async_context(TaskOwner("services"))
+            try:
+                await self._join(directory)
+                announced.span = await self._claim(directory, announcer, announced)
+                services.spawn(announcer.run(), name="announcer")
+                await self._load_and_serve(announcer, announced)
+            finally:
+                await self._withdraw(announcer)
+
+    async def _folder(self, span: Span | None) -> ModelFolder:
+        return await asyncio.to_thread(
+            resolve_model, self.config.model, span=span, progress=self._progress
+        )
+
+    async def _load_and_serve(self, announcer: Announcer, announced: Announced) -> None:
+        config, span = self.config, announced.span
+        folder = await self._folder(span)  # of a hub model, fetches what was chosen
+        log.info("loading blocks %s of %s", span, folder.name)
+        blocks = await asyncio.to_thread(
+            BlockSpan, folder, span, dtype=config.dtype, device=config.device
+        )
+        async with Engine(blocks, kv_tokens=config.kv_tokens) as engine:
+            announced.throughput = await engine.call(
+                lambda: measured_or_cached(blocks, str(folder.model_id), self.state.throughput_file)
+            )
+            announced.engine = engine
+            release_unused_memory()
+            if not self._stop.is_set():
+                await self._serve(announcer, announced, engine)
+
+    async def _serve(self, announcer: Announcer, announced: Announced, engine: Engine) -> None:
+        server = SessionServer(announced.peer_id, announced.model, engine)
+        async with TaskOwner("connections") as connections:
+
+            def accept(connection: Connection) -> None:
+                if server.draining:
+                    connection.abort()
+                    return
+                connections.spawn(
+                    server.serve(connection), name=str(connection.address), errors="log"
+                )
+
+            assert self._socket is not None
+            listener = await listen(self._socket, accept, limits=server.frame_limits())
+            try:
+                await announcer.announce(PeerState.ONLINE)
+                log.info(
+                    "serving blocks %s of %s at %s (peer %s), %.0f tokens/s through them; "
+                    "ready after %.1f s",
+                    announced.span,
+                    announced.folder.name,
+                    self.address,
+                    announced.peer_id.short,
+                    announced.describe(PeerState.ONLINE).tokens_per_second,
+                    time.monotonic() - self._began,
+                )
+                self._remember_self()
+                self.ready.set()
+                await self._stop.wait()
+            finally:
+                await self._drain(announcer, server, listener)
+
+    def _remember_self(self) -> None:
+        """Clients and daemons of this user on this machine find us without `--peer`."""
+        assert self.peer_id is not None
+        assert self.address is not None
+        with contextlib.suppress(StateError):  # a convenience; the node serves without it
+            PeersFile(self.state.peers_file).record([(self.peer_id, self.address, time.time())])
+
+    async def _drain(
+        self, announcer: Announcer, server: SessionServer, listener: asyncio.Server
+    ) -> None:
+        """Let sessions finish; limited in time, whatever the network does."""
+        log.info("leaving: %d sessions are open", server.open_sessions)
+        server.draining = True
+        listener.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_timeout):
+                await announcer.announce(PeerState.DRAINING)
+                while server.open_sessions:
+                    await asyncio.sleep(0.05)
+
+    async def _withdraw(self, announcer: Announcer) -> None:
+        """Tell the swarm, and this machine's peers file, that the node is gone."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await announcer.withdraw()
+        with contextlib.suppress(StateError):
+            PeersFile(self.state.peers_file).forget([self.peer_id] if self.peer_id else [])
+        log.info("left the swarm")
+
+    @contextlib.asynccontextmanager
+    async def _directory(self, identity: Identity) -> AsyncIterator[Directory]:
+        """The DHT node on the chosen port, or on the first free one of the default ports. The TCP
+        port of the same number is held from here on."""
+        ports = list(DEFAULT_PORTS) if self.config.port is None else [self.config.port]
+        for port in ports:
+            directory = Directory(
+                DhtConfig(host=self.config.host, port=port, ttl=self.config.record_ttl),
+                identity,
+                rng=self._rng,
+                peers_file=PeersFile(self.state.peers_file),
+            )
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    await stack.enter_async_context(directory)
+                    self._socket = bind(Address(self.config.host, directory.address.port))
+                    stack.callback(self._socket.close)
+                    kept = stack.pop_all()
+            except PortInUse:
+                if port == ports[-1]:
+                    raise
+                continue
+            async with kept:
+                yield directory
+            return
+
+    async def _join(self, directory: Directory) -> None:
+        """Contact the swarm: the given peers must answer, remembered ones may.
+
+        A node notes itself before it looks for others, so of two that start at once at least one
+        finds the other.
+        """
+        self._remember_self()
+        remembered = [
+            address
+            for _, address, _ in PeersFile(self.state.peers_file).load()
+            if address != self.address
+        ]
+        if self.config.peers:
+            found = await directory.bootstrap(self.config.peers)
+            log.info("joined the swarm through %d contacts", found)
+            return
+        with contextlib.suppress(BootstrapFailed):
+            if await directory.bootstrap(remembered, timeout=2.0):
+                log.info("joined the swarm through peers remembered on this machine")
+                return
+        log.info("no peer is known: this node starts a swarm")
+
+    async def _claim(
+        self, directory: Directory, announcer: Announcer, announced: Announced
+    ) -> Span:
+        """The blocks to serve, announced as JOINING."""
+        config, folder = self.config, announced.folder
+        if config.blocks.span is not None:
+            await announcer.announce()
+            return config.blocks.span
+        plan = MemoryPlan(
+            limit=config.memory or available_memory(config.device),
+            block_bytes=folder.block_parameters(0) * ITEM_BYTES[config.dtype],
+            kv_token_bytes=kv_bytes_per_token(folder.config, config.dtype),
+            kv_tokens=config.kv_tokens,
+            n_blocks=folder.n_blocks,
+        )
+        count = block_count(config.blocks, plan)
+        for line in plan.explain():
+            log.info("%s", line)
+
+        async def claim(span: Span) -> int:
+            announced.span = span
+            await announcer.announce()
+            return directory.sequence
+
+        return await choose_blocks(
+            Claims(lambda: directory.fetch(folder.model_id), claim),
+            announced.peer_id,
+            count=count,
+            n_blocks=folder.n_blocks,
+            delay=config.entry_delay,
+            settle=config.claim_settle,
+            rng=self._rng,
+        )
+
+
+async def _resolved(host: str) -> str:
+    """The IPv4 literal of a host name; an announcement carries addresses, not names."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, None, family=socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"{host!r} is not an IPv4 address or a known host name") from error
+    return str(found[0][4][0])

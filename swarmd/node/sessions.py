@@ -1,0 +1,318 @@
+"""What a node does with one accepted connection: greet, then serve one session at a time.
+
+Nothing here is shared between connections but the engine, so a peer that sends garbage, stops
+reading or vanishes touches its own session only. Every wait has a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+import torch
+
+from swarmd.blocks import Span
+from swarmd.compute.engine import Engine, EngineSession
+from swarmd.errors import (
+    BadRequest,
+    BadTensor,
+    BlocksNotHeld,
+    Busy,
+    ConnectionLost,
+    Draining,
+    InternalError,
+    ModelMismatch,
+    PositionOutOfRange,
+    RemoteError,
+    VersionMismatch,
+)
+from swarmd.identity import PeerId
+from swarmd.peers import ModelId
+from swarmd.tasks import TaskOwner
+from swarmd.wire.connection import Connection
+from swarmd.wire.frames import Limits
+from swarmd.wire.messages import (
+    PROTOCOL_VERSION,
+    Close,
+    Closed,
+    Hello,
+    Message,
+    Open,
+    Opened,
+    Output,
+    Ping,
+    Pong,
+    Step,
+    Welcome,
+)
+from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, decode, encode
+from swarmd.wire.transport import AGENT
+
+__all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What one node grants, each with its reason. Times in seconds."""
+
+    connections: int = 256
+    """Descriptors and memory; a client needs one connection for each session and hop."""
+    hello_timeout: float = 10.0
+    """A port scanner holds a slot no longer than this."""
+    idle_timeout: float = 300.0
+    """A pooled connection that nobody uses, and a session whose client went silent."""
+    step_tokens: int = 2048
+    """Longest step; a client cuts its prompt in chunks of this or less."""
+    send_timeout: float = 60.0
+    """A client that does not read its outputs is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model of which the node serves blocks."""
+
+    model_id: ModelId
+    name: str
+    n_blocks: int
+    hidden_size: int
+    max_positions: int
+    dtype: str
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts since start."""
+
+    connections: int = 0
+    sessions: int = 0
+    steps: int = 0
+    tokens: int = 0
+    refusals: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A session on its connection; `steps` feed its worker in order."""
+
+    engine_session: EngineSession
+    max_length: int
+    steps: asyncio.Queue[tuple[Step, bytearray, float]] = field(default_factory=asyncio.Queue)
+
+
+class SessionServer:
+    """Serves connections from `engine`. The daemon hands each new connection to `serve`."""
+
+    def __init__(
+        self,
+        peer_id: PeerId,
+        model: ServedModel,
+        engine: Engine,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self.peer_id = peer_id
+        self.model = model
+        self.engine = engine
+        self.limits = limits or SessionLimits()
+        self.statistics = Statistics()
+        self.draining = False
+        self._open_connections = 0
+        self._open_sessions = 0
+
+    def frame_limits(self) -> Limits:
+        """What a connection may send at a time: the longest step, which zstd may make longer by
+        a hair if it is noise."""
+        item = ITEM_BYTES[self.model.dtype]
+        step = self.limits.step_tokens * self.model.hidden_size * item
+        return Limits(payload=step + step // 128 + (64 << 10))
+
+    @property
+    def open_sessions(self) -> int:
+        return self._open_sessions
+
+    async def serve(self, connection: Connection) -> None:
+        """Serve one connection until it ends. Never raises but for a cancel or a bug."""
+        self.statistics.connections += 1
+        self._open_connections += 1
+        try:
+            if self._open_connections > self.limits.connections:
+                await self._refuse(connection, Busy("too many connections", retry_after=5.0))
+                return
+            await self._greet(connection)
+            await self._serve_sessions(connection)
+        except ConnectionLost as error:
+            log.debug("%s", error)
+        except RemoteError as error:
+            log.warning("%s: refused: %s", connection.address, error)
+            await self._refuse(connection, error)
+        except TimeoutError:
+            log.info("%s: silent for too long; closed", connection.address)
+        finally:
+            self._open_connections -= 1
+            connection.abort() if connection.is_usable else await connection.close()
+
+    async def _greet(self, connection: Connection) -> None:
+        async with asyncio.timeout(self.limits.hello_timeout):
+            hello, _ = await connection.receive()
+        if not isinstance(hello, Hello):
+            raise BadRequest("a connection starts with hello")
+        if hello.version != PROTOCOL_VERSION:
+            raise VersionMismatch(f"this node speaks version {PROTOCOL_VERSION}")
+        if hello.model_id and hello.model_id != self.model.model_id:
+            raise ModelMismatch(f"this node serves {self.model.name} ({self.model.model_id})")
+        span = self.engine.blocks.span
+        await self._send(
+            connection,
+            Welcome(
+                PROTOCOL_VERSION,
+                AGENT,
+                self.peer_id,
+                self.model.model_id,
+                span.start,
+                span.end,
+                self.model.dtype,
+                connection.protocol.limits.payload,
+            ),
+        )
+
+    async def _serve_sessions(self, connection: Connection) -> None:
+        while True:
+            async with asyncio.timeout(self.limits.idle_timeout):
+                message, _ = await connection.receive()
+            if isinstance(message, Ping):
+                await self._send(connection, Pong(message.nonce))
+            elif isinstance(message, Open):
+                try:
+                    live = self._open(message)
+                except RemoteError as error:
+                    await self._refuse(connection, error)
+                    continue
+                await self._serve_session(connection, message, live)
+            else:  # a step or close in IDLE is refused by the protocol already
+                raise BadRequest(f"{message.TYPE} is not expected here")
+
+    def _open(self, message: Open) -> _Live:
+        if self.draining:
+            raise Draining("this node is about to leave")
+        if message.next is not None:
+            raise BadRequest("this node does not forward to a successor; open without `next`")
+        if message.max_length > self.model.max_positions:
+            raise PositionOutOfRange(
+                f"the model has {self.model.max_positions} positions, not {message.max_length}"
+            )
+        try:
+            span = Span(message.start, message.end)
+        except ValueError as error:
+            raise BlocksNotHeld(str(error)) from error
+        return _Live(self.engine.open(span, message.max_length), message.max_length)
+
+    async def _serve_session(self, connection: Connection, opening: Open, live: _Live) -> None:
+        self.statistics.sessions += 1
+        self._open_sessions += 1
+        try:
+            await self._send(connection, Opened(opening.session, self.engine.kv_free))
+            async with TaskOwner(f"session {opening.session.hex()[:8]}") as owner:
+                owner.spawn(self._work(connection, opening.session, live), name="steps")
+                await self._read(connection, live)
+        finally:
+            self._open_sessions -= 1
+            self.engine.close(live.engine_session)
+        await self._send(connection, Closed(opening.session))
+
+    async def _read(self, connection: Connection, live: _Live) -> None:
+        """Read until the session is closed; steps go to the worker, in order."""
+        loop = asyncio.get_running_loop()
+        while True:
+            async with asyncio.timeout(self.limits.idle_timeout):
+                message, payload = await connection.receive()
+            if isinstance(message, Step):
+                live.steps.put_nowait((message, payload, loop.time()))
+            elif isinstance(message, Ping):
+                await self._send(connection, Pong(message.nonce))
+            elif isinstance(message, Close):
+                return
+            else:
+                raise BadRequest(f"{message.TYPE} is not expected here")
+
+    async def _work(self, connection: Connection, session: bytes, live: _Live) -> None:
+        """Run steps one after the other and answer each."""
+        while True:
+            step, payload, arrived = await live.steps.get()
+            try:
+                result = await self._run(live, step, payload, arrived)
+            except RemoteError as error:
+                await self._refuse(connection, error, step=step.step)
+                continue
+            except Exception as error:  # a bug of ours: this session's trouble alone
+                log.exception("a step failed")
+                internal = InternalError(type(error).__name__)
+                await self._refuse(connection, internal, step=step.step)
+                continue
+            meta, out, queue_us, compute_us = result
+            output = Output(session, step.step, queue_us, compute_us, self.engine.kv_free, meta)
+            try:
+                await self._send(connection, output, out)
+            except ConnectionLost:
+                return
+
+    async def _send(
+        self, connection: Connection, message: Message, payload: memoryview | bytes = b""
+    ) -> None:
+        """Raises ConnectionLost, also when the peer does not read for `send_timeout` seconds."""
+        try:
+            async with asyncio.timeout(self.limits.send_timeout):
+                await connection.send(message, payload)
+        except TimeoutError as error:
+            connection.abort()
+            log.warning("%s: does not read its answers; dropped", connection.address)
+            raise ConnectionLost(f"{connection.address}: does not read its answers") from error
+
+    async def _refuse(
+        self, connection: Connection, error: RemoteError, *, step: int | None = None
+    ) -> None:
+        """Refuse a step, an open, or the connection; drop who does not read that."""
+        self.statistics.refusals += 1
+        try:
+            async with asyncio.timeout(self.limits.send_timeout):
+                await connection.refuse(error, step=step)
+        except TimeoutError:
+            connection.abort()
+            log.warning("%s: does not read its refusals; dropped", connection.address)
+
+    async def _run(
+        self, live: _Live, step: Step, payload: bytearray, arrived: float
+    ) -> tuple[TensorMeta, memoryview, int, int]:
+        hidden = self._tensor(step, payload)
+        if step.start + hidden.shape[1] > live.max_length:
+            raise PositionOutOfRange(
+                f"step ends at {step.start + hidden.shape[1]}; the session was opened for "
+                f"{live.max_length}"
+            )
+        deadline = arrived + step.deadline_ms / 1000 if step.deadline_ms else None
+        result = await self.engine.step(live.engine_session, step.start, hidden, deadline=deadline)
+        self.statistics.steps += 1
+        self.statistics.tokens += hidden.shape[1]
+        meta = TensorMeta(self.model.dtype, tuple(result.hidden.shape), step.tensor.codec)
+        raw = result.hidden.contiguous().view(torch.uint8).numpy().data.cast("B")
+        return (
+            meta,
+            memoryview(encode(raw, meta)),
+            min(round(1e6 * result.queue_seconds), 0xFFFFFFFF),
+            min(round(1e6 * result.compute_seconds), 0xFFFFFFFF),
+        )
+
+    def _tensor(self, step: Step, payload: bytearray) -> torch.Tensor:
+        meta = step.tensor
+        if meta.dtype != self.model.dtype:
+            raise BadTensor(f"dtype {meta.dtype}; this node computes in {self.model.dtype}")
+        if len(meta.shape) != 3 or meta.shape[0] != 1 or meta.shape[2] != self.model.hidden_size:
+            raise BadTensor(
+                f"shape {list(meta.shape)}; expected [1, tokens, {self.model.hidden_size}]"
+            )
+        if meta.shape[1] > self.limits.step_tokens:
+            raise BadTensor(f"{meta.shape[1]} tokens in a step; at most {self.limits.step_tokens}")
+        raw = decode(payload, meta, max_bytes=meta.n_bytes)
+        hidden = torch.frombuffer(raw, dtype=self.engine.blocks.torch_dtype)
+        return hidden.reshape(meta.shape)

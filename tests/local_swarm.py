@@ -1,0 +1,169 @@
+"""Real peers on loopback sockets in one process, without a DHT: for tests of chains."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+from swarmd.blocks import Span
+from swarmd.client.chain_session import ChainSession, SessionConfig
+from swarmd.client.router import Router
+from swarmd.compute.block_span import BlockSpan
+from swarmd.compute.engine import Engine
+from swarmd.compute.model_folder import ModelFolder
+from swarmd.identity import Identity
+from swarmd.node.sessions import ServedModel, SessionLimits, SessionServer
+from swarmd.peers import Address, PeerInfo, PeerState
+from swarmd.routing.chain import Chain, Hop
+from swarmd.tasks import TaskOwner
+from swarmd.wire.connection import Connection
+from swarmd.wire.ping import ping
+from swarmd.wire.pool import Pool
+from swarmd.wire.transport import Greeting, bind, listen
+
+
+class LocalPeer:
+    """One serving peer. `kill` cuts all of its connections and its listener, like `kill -9`."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        blocks: BlockSpan,
+        *,
+        kv_tokens: int = 4096,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self.folder = folder
+        self.identity = Identity.generate()
+        self.engine = Engine(blocks, kv_tokens=kv_tokens)
+        self.server = SessionServer(
+            self.identity.peer_id,
+            ServedModel(
+                folder.model_id,
+                folder.name,
+                folder.n_blocks,
+                folder.hidden_size,
+                folder.max_positions,
+                blocks.dtype,
+            ),
+            self.engine,
+            limits,
+        )
+        self.connections: set[Connection] = set()
+        self.alive = True
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> LocalPeer:
+        await self._stack.enter_async_context(self.engine)
+        owner = await self._stack.enter_async_context(TaskOwner("peer"))
+
+        def accept(connection: Connection) -> None:
+            if not self.alive:
+                connection.abort()
+                return
+            self.connections.add(connection)
+            owner.spawn(self.server.serve(connection), name="connection", errors="log")
+
+        self.listener = await listen(
+            bind(Address("127.0.0.1", 0)), accept, limits=self.server.frame_limits()
+        )
+        self._stack.callback(self.listener.close)
+        port = self.listener.sockets[0].getsockname()[1]
+        self.address = Address("127.0.0.1", port)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    def kill(self) -> None:
+        self.alive = False
+        self.listener.close()
+        for connection in self.connections:
+            connection.abort()
+
+    @property
+    def info(self) -> PeerInfo:
+        return PeerInfo(
+            peer_id=self.identity.peer_id,
+            address=self.address,
+            model_id=self.folder.model_id,
+            model_name=self.folder.name,
+            n_blocks=self.folder.n_blocks,
+            span=self.engine.blocks.span,
+            state=PeerState.ONLINE,
+            decode_us=1000,
+            prefill_us=500,
+            kv_free=self.engine.kv_free,
+            dtype=self.engine.blocks.dtype,
+        )
+
+
+class LocalSwarm:
+    """Peers by span, a pool and a router over them. Blocks of one span are loaded once."""
+
+    def __init__(self, folder: ModelFolder, *, dtype: str = "float32") -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self.peers: list[LocalPeer] = []
+        self._blocks: dict[Span, BlockSpan] = {}
+
+    @contextlib.asynccontextmanager
+    async def running(
+        self,
+        spans: list[Span],
+        *,
+        kv_tokens: int = 4096,
+        limits: SessionLimits | None = None,
+    ) -> AsyncIterator[LocalSwarm]:
+        async with contextlib.AsyncExitStack() as stack:
+            self.peers = [
+                await stack.enter_async_context(
+                    LocalPeer(
+                        self.folder,
+                        self._blocks.setdefault(span, self._load(span)),
+                        kv_tokens=kv_tokens,
+                        limits=limits,
+                    )
+                )
+                for span in spans
+            ]
+            self.pool = await stack.enter_async_context(Pool(Greeting(self.folder.model_id)))
+            self.router = self.new_router()
+            yield self
+
+    def _load(self, span: Span) -> BlockSpan:
+        return self._blocks.get(span) or BlockSpan(self.folder, span, dtype=self.dtype)
+
+    def new_router(self) -> Router:
+        async def fetch() -> list[PeerInfo]:
+            return [peer.info for peer in self.peers]  # the dead as well: the DHT lags behind
+
+        return Router(
+            fetch,
+            lambda peer: ping(peer, self.pool),
+            model_id=self.folder.model_id,
+            model_name=self.folder.name,
+            n_blocks=self.folder.n_blocks,
+            bytes_per_token=self.folder.hidden_size * 4,
+            rng=random.Random(7),
+        )
+
+    async def session(
+        self, peers: list[LocalPeer] | None = None, *, max_length: int, wait: float = 0.0
+    ) -> ChainSession:
+        """A session over given peers in order, or over a chosen chain."""
+        await self.router.refresh()
+        if peers is None:
+            chain = self.router.choose()
+        else:
+            hops = tuple(Hop(peer.info, peer.info.span) for peer in peers)
+            chain = Chain(hops, 0.0)
+        return ChainSession(
+            self.router,
+            self.pool,
+            chain,
+            hidden_size=self.folder.hidden_size,
+            max_length=max_length,
+            config=SessionConfig(wait=wait),
+        )
