@@ -1,0 +1,5 @@
+"""`python -m swarmd`."""
+
+from swarmd.cli import main
+
+main()

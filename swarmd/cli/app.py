@@ -1,0 +1,71 @@
+"""The command group, and how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from typing import Any
+
+import click
+
+from swarmd import __version__
+from swarmd.errors import SwarmdError
+
+__all__ = ["STARTED", "cli", "main"]
+
+STARTED = time.perf_counter()
+"""When the program began, as nearly as it can know; heavy imports come later."""
+
+COMMANDS = {
+    "serve": ("swarmd.cli.serve", "Hold blocks of a model and serve them to the swarm."),
+    "generate": ("swarmd.cli.generate", "Generate text with a model that the swarm serves."),
+    "peers": ("swarmd.cli.peers", "Show who holds which blocks."),
+    "convert": ("swarmd.cli.convert", "Make a swarmd model folder, one file a block."),
+    "version": ("swarmd.cli.version", "Print the version."),
+}
+"""Name to module and short help; a module is imported only when its command runs."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed: `--help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="swarmd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run a language model that is too large for one machine on a swarm of ordinary ones.
+
+    \b
+    swarmd serve --blocks auto            give blocks to the swarm
+    swarmd generate "Once upon a time"    use the swarm
+    swarmd peers                          see the swarm
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    try:
+        code: Any = cli.main(args=argv, prog_name="swarmd", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except SwarmdError as error:
+        click.echo(f"swarmd: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

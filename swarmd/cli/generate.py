@@ -1,0 +1,261 @@
+"""`swarmd generate`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from swarmd.cli.app import STARTED
+from swarmd.cli.options import log_options, model_option, peer_option, state_option
+from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
+from swarmd.errors import UsageError
+from swarmd.peers import Address
+
+__all__ = ["command"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    prompt: str
+    model: str | None
+    peers: tuple[Address, ...]
+    max_new_tokens: int
+    stops: tuple[str, ...]
+    chat: bool
+    system: str | None
+    wait: float
+    as_json: bool
+    threads: int | None
+    state_dir: Path | None
+
+
+@click.command("generate")
+@click.argument("prompt")
+@model_option
+@peer_option
+@click.option(
+    "--max-new-tokens", "-n", type=click.IntRange(1, 1 << 20), default=128, show_default=True
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text.")
+@click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt.")
+@click.option("--system", metavar="TEXT", help="System message; needs --chat.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, 86400),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait this long for blocks that nobody serves.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="CPU threads for embeddings and head. [default: all cores]",
+)
+@state_option
+@log_options
+def command(
+    prompt: str,
+    model: str | None,
+    peers: tuple[Address, ...],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    stops: tuple[str, ...],
+    chat: bool,
+    system: str | None,
+    wait: float,
+    as_json: bool,
+    threads: int | None,
+    state_dir: Path | None,
+    verbose: bool,
+    log_format: str,
+) -> int:
+    """Generate text with a model that the swarm serves. PROMPT may be - for stdin.
+
+    The text goes to stdout; the route and what happened on it go to stderr.
+    """
+    set_up_logging(log_format, verbose=verbose, quiet=True)
+    if system is not None and not chat:
+        raise UsageError("--system needs --chat")
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    request = _Request(
+        prompt, model, peers, max_new_tokens, stops, chat, system, wait, as_json, threads,
+        state_dir,
+    )  # fmt: skip
+    prepare_libraries(threads)
+    from swarmd.client.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature, top_k, top_p, repetition_penalty, seed)
+    return run(_interruptible(request, sampling))
+
+
+async def _interruptible(request: _Request, sampling: Any) -> int:
+    """Ctrl-C ends the answer in good order (sessions are closed), with exit code 130."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt does it
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await _generate(request, sampling)
+    except asyncio.CancelledError:
+        return 130
+    return 0
+
+
+async def _generate(request: _Request, sampling: Any) -> None:
+    from swarmd.client.chain_session import ChainSession, SessionConfig
+    from swarmd.client.generate import GenerationTimes, decode_tokens
+    from swarmd.client.loading import load_client, resolve_client_folder
+    from swarmd.client.sampling import Sampler
+    from swarmd.client.swarm import SwarmClient, choose_chain
+    from swarmd.client.text import StopWatch
+
+    watch = StopWatch(request.stops)
+    with ProgressBars() as bars:
+        folder = await resolve_client_folder(request.model, bars.update)
+    async with SwarmClient(request.peers, state_dir=request.state_dir) as swarm:
+        pool = await swarm.pool(folder.model_id)
+        router = swarm.router(
+            pool,
+            model_id=folder.model_id,
+            model_name=folder.name,
+            n_blocks=folder.n_blocks,
+            bytes_per_token=folder.hidden_size * 4,
+        )
+        chain = await choose_chain(router, wait=request.wait, on_story=_note)
+        client = await load_client(folder, chain.hops[0].peer.dtype, request.threads)
+        prompt_ids = client.text.encode(request.prompt, chat=request.chat, system=request.system)
+        length = len(prompt_ids) + request.max_new_tokens
+        if length > folder.max_positions:
+            raise UsageError(
+                f"prompt of {len(prompt_ids)} tokens and --max-new-tokens "
+                f"{request.max_new_tokens} are more than the {folder.max_positions} positions "
+                f"of {folder.name}"
+            )
+        times = GenerationTimes()
+        pieces: list[str] = []
+        new_ids: list[int] = []
+
+        def give_out(text: str) -> None:
+            pieces.append(text)
+            if not request.as_json:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+
+        session = ChainSession(
+            router,
+            pool,
+            chain,
+            hidden_size=folder.hidden_size,
+            max_length=length,
+            config=SessionConfig(wait=request.wait),
+            on_story=_note,
+        )
+        async with session:
+            await session.open_links()
+            _note("Route found: " + " ".join(map(str, session.chain)))
+            stream = client.text.stream()
+            tokens = decode_tokens(
+                client.ends,
+                session,
+                prompt_ids,
+                Sampler(sampling),
+                max_new_tokens=request.max_new_tokens,
+                eos_token_ids=client.text.eos_token_ids,
+                times=times,
+            )
+            ready = time.perf_counter()
+            async for token in tokens:
+                new_ids.append(token)
+                give_out(watch.push(stream.push(token)))
+                if watch.stopped:
+                    break
+            give_out(watch.finish())
+        _report(request, session, times, prompt_ids, new_ids, "".join(pieces), ready - STARTED)
+
+
+def _note(line: str) -> None:
+    text = line if line.startswith("Route") else f"[{line}]"
+    stderr.print(text, markup=False, style="dim", soft_wrap=True)
+
+
+def _report(
+    request: _Request,
+    session: Any,
+    times: Any,
+    prompt_ids: list[int],
+    new_ids: list[int],
+    text: str,
+    start_up: float,
+) -> None:
+    recoveries = session.statistics.recoveries
+    if request.as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "text": text,
+                    "token_ids": new_ids,
+                    "prompt_tokens": len(prompt_ids),
+                    "new_tokens": len(new_ids),
+                    "tokens_per_second": round(times.tokens_per_second, 3),
+                    "seconds_to_first_token": round(start_up + times.first_token, 3),
+                    "token_seconds": [round(seconds, 5) for seconds in times.tokens],
+                    "route": [
+                        {"peer": str(hop.peer.peer_id), "blocks": str(hop.span)}
+                        for hop in session.chain
+                    ],
+                    "recoveries": [
+                        {
+                            "lost": str(recovery.lost),
+                            "by": [str(hop) for hop in recovery.by],
+                            "reason": recovery.reason,
+                            "position": recovery.position,
+                            "seconds": round(recovery.seconds, 4),
+                        }
+                        for recovery in recoveries
+                    ],
+                    "replayed_positions": session.statistics.replayed_positions,
+                    "chain": {
+                        "decode_steps": session.statistics.decode_steps,
+                        "decode_seconds": round(session.statistics.decode_seconds, 5),
+                        "compute_seconds": round(session.statistics.compute_seconds, 5),
+                        "queue_seconds": round(session.statistics.queue_seconds, 5),
+                        "wire_bytes": session.statistics.wire_bytes,
+                    },
+                },
+                ensure_ascii=False,
+            )
+        )
+        return
+    click.echo()
+    line = f"{len(new_ids)} tokens, {times.tokens_per_second:.1f} tokens/s"
+    line += f", first after {start_up + times.first_token:.1f} s"
+    if recoveries:
+        stall = max(times.tokens, default=0.0)
+        line += (
+            f"; {len(recoveries)} hop{'s' if len(recoveries) > 1 else ''} replaced, "
+            f"{session.statistics.replayed_positions} positions replayed, "
+            f"longest stall {stall:.2f} s"
+        )
+    stderr.print(line, markup=False, style="dim", soft_wrap=True)

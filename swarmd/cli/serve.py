@@ -1,0 +1,156 @@
+"""`swarmd serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from swarmd.blocks import BlockRequest
+from swarmd.cli.options import blocks_value, log_options, model_option, peer_option, state_option
+from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
+from swarmd.config import DaemonConfig
+from swarmd.peers import Address
+from swarmd.sizes import parse_size
+
+__all__ = ["command"]
+
+_defaults = DaemonConfig()
+
+
+def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else parse_size(value)
+
+
+@click.command("serve")
+@click.option(
+    "--blocks",
+    default="auto",
+    show_default=True,
+    callback=blocks_value,
+    help="auto, a count such as 12, or a range such as 10:20.",
+)
+@model_option
+@peer_option
+@click.option("--host", default=_defaults.host, show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="TCP and UDP port. [default: the first free one from 31330 on]",
+)
+@click.option("--advertise", metavar="HOST", help="Address that others dial. [default: --host]")
+@click.option(
+    "--memory",
+    callback=_size,
+    metavar="SIZE",
+    help="For weights, attention cache and workspace, such as 350MB or 6G; Python and torch "
+    "need about 350 MB more. [default: 80 % of what is free]",
+)
+@click.option(
+    "--kv-tokens",
+    type=click.IntRange(256, 1 << 24),
+    default=_defaults.kv_tokens,
+    show_default=True,
+    help="Tokens that all sessions together may hold in the attention cache.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default=_defaults.dtype,
+    show_default=True,
+    help="Precision to compute in.",
+)
+@click.option("--device", default=_defaults.device, show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. [default: all cores]")
+@state_option
+@log_options
+def command(
+    blocks: BlockRequest,
+    model: str | None,
+    peers: tuple[Address, ...],
+    host: str,
+    port: int | None,
+    advertise: str | None,
+    memory: int | None,
+    kv_tokens: int,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    state_dir: Path | None,
+    verbose: bool,
+    log_format: str,
+) -> None:
+    """Hold blocks of a model and serve them to the swarm.
+
+    \b
+    swarmd serve                                   starts a swarm, or joins one on this machine
+    swarmd serve --peer 192.0.2.7:31330            joins another machine's swarm
+    swarmd serve --blocks 10:20 --model ./llama    serves ten given blocks of a model folder
+    """
+    set_up_logging(log_format, verbose=verbose)
+    config = DaemonConfig(
+        model=model,
+        blocks=blocks,
+        peers=peers,
+        host=host,
+        port=port,
+        advertise=advertise,
+        memory=memory,
+        kv_tokens=kv_tokens,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        state_dir=state_dir,
+    )
+    prepare_libraries(threads)
+    from swarmd.node.device import check_device
+
+    check_device(device)
+    run(_serve(config))
+
+
+async def _serve(config: DaemonConfig) -> None:
+    from swarmd.node.daemon import Daemon
+    from swarmd.tasks import TaskOwner
+
+    with ProgressBars() as bars:
+        daemon = Daemon(config, progress=bars.update)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            _on_signal(loop, number, daemon)
+        async with TaskOwner("serve") as owner:
+            owner.spawn(_tell_when_ready(daemon, config), name="greeting")
+            await daemon.run()
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: int, daemon: Any) -> None:
+    """The first signal asks the node to leave in good order, the second ends it at once."""
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked:
+            os._exit(130)
+        asked = True
+        stderr.print("leaving the swarm; once more to stop at once", markup=False)
+        daemon.stop()
+
+    try:
+        loop.add_signal_handler(number, stop)
+    except NotImplementedError:  # Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+
+
+async def _tell_when_ready(daemon: Any, config: DaemonConfig) -> None:
+    await daemon.ready.wait()
+    model = f" --model {config.model}" if config.model else ""
+    stderr.print(
+        f"\nTo add a machine:   swarmd serve{model} --peer {daemon.address}\n"
+        f'To use the swarm:   swarmd generate{model} --peer {daemon.address} "Hello"\n',
+        markup=False,
+        soft_wrap=True,
+    )
