@@ -55,7 +55,8 @@ class Recovery:
 
 @dataclass(slots=True)
 class SessionStatistics:
-    """What a session did; `hop_seconds` and its kin sum over single-position steps."""
+    """What a session did; `decode_seconds`, `compute_seconds` and `queue_seconds` sum over steps of
+    one position."""
 
     recoveries: list[Recovery] = field(default_factory=list)
     replayed_positions: int = 0
@@ -67,7 +68,7 @@ class SessionStatistics:
 
 
 class ChainSession:
-    """A session over all blocks. `async with await ChainSession.open(...) as session:`.
+    """A session over all blocks. `async with session:`, then `open_links`, then steps.
 
     `step` cuts back to a position and appends, like every step of the protocol, so it can be
     repeated. Not for concurrent steps.
@@ -223,13 +224,7 @@ class ChainSession:
                 self._inputs[keep.after].append(new)
 
     async def _open(self, key: int, hop: Hop) -> HopLink:
-        link = await HopLink.open(
-            hop.peer,
-            hop.span,
-            self._pool,
-            max_length=self.max_length,
-            timeout=self.config.open_timeout,
-        )
+        link = await self._dial(hop)
         if self._hops.get(key) is not hop:  # replaced meanwhile
             link.abort()
             raise PeerFailure(f"{hop} was replaced meanwhile", peer=hop.peer.peer_id)
@@ -247,9 +242,13 @@ class ChainSession:
         if hop is None or not self._machine.lost(key):
             return
         self._router.observe_failure(hop.peer, error)
-        self._losses += 1
         self._tell(f"{hop} lost: {error}")
         self._lost_since[key] = (time.perf_counter(), str(error))
+        self._count_loss(error)
+
+    def _count_loss(self, error: PeerFailure | RemoteError) -> None:
+        """One more hop is lost in this step. Raises ReplayExhausted when that is too many."""
+        self._losses += 1
         if self._losses > self.config.max_losses:
             raise ReplayExhausted(
                 f"gave up after {self._losses} lost hops in one step:", story=self._story
@@ -265,14 +264,10 @@ class ChainSession:
                 links = await self._open_all(chain.hops)
             except _OpeningFailed as failure:
                 self._router.observe_failure(failure.hop.peer, failure.error)
-                self._losses += 1
                 self._tell(f"{failure.hop} did not open: {failure.error}")
                 if not failure.error.retryable:
                     raise failure.error from None
-                if self._losses > self.config.max_losses:
-                    raise ReplayExhausted(
-                        f"gave up after {self._losses} lost hops in one step:", story=self._story
-                    ) from failure.error
+                self._count_loss(failure.error)
                 continue
             break
         history = self._inputs.pop(key)
@@ -318,18 +313,17 @@ class ChainSession:
         for key in self._machine.lost_hops:
             await self._replace(key, 0)
 
+    async def _dial(self, hop: Hop) -> HopLink:
+        return await HopLink.open(
+            hop.peer,
+            hop.span,
+            self._pool,
+            max_length=self.max_length,
+            timeout=self.config.open_timeout,
+        )
+
     async def _open_all(self, hops: Sequence[Hop]) -> list[HopLink]:
-        opening = [
-            HopLink.open(
-                hop.peer,
-                hop.span,
-                self._pool,
-                max_length=self.max_length,
-                timeout=self.config.open_timeout,
-            )
-            for hop in hops
-        ]
-        results = await asyncio.gather(*opening, return_exceptions=True)
+        results = await asyncio.gather(*map(self._dial, hops), return_exceptions=True)
         links = [result for result in results if isinstance(result, HopLink)]
         for hop, result in zip(hops, results, strict=True):
             if isinstance(result, HopLink):

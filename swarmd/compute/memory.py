@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ITEM_BYTES", "MemoryPlan"]
+__all__ = ["MemoryPlan"]
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKSPACE_BYTES = 32 << 20
 """Activations of one prefill chunk and the allocator's slack; the trial step stays below it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import random
@@ -40,26 +39,20 @@ class Announcer:
         self._period = period
         self._ping = ping
         self._rng = rng
-        self._wake = asyncio.Event()
         self._rtts: dict[PeerId, float] = {}
-        self.replicas = 0
 
     async def announce(self, state: PeerState | None = None) -> PeerInfo:
         """Announce now, in a new state if one is given. Returns what was announced."""
         if state is not None:
             self.state = state
         info = dataclasses.replace(self._describe(self.state), rtts=self._rtts)
-        self.replicas = await self._directory.announce(info)
-        log.debug("announced %s as %s at %d replicas", info.span, self.state.name, self.replicas)
+        replicas = await self._directory.announce(info)
+        log.debug("announced %s as %s at %d replicas", info.span, self.state.name, replicas)
         return info
-
-    def wake(self) -> None:
-        """Announce soon: something changed."""
-        self._wake.set()
 
     async def run(self) -> None:
         """Renew for ever. Ends only by cancel or a bug."""
-        await periodic(self._renew, interval=self._period, rng=self._rng, wake=self._wake)
+        await periodic(self._renew, interval=self._period, rng=self._rng)
 
     async def withdraw(self) -> None:
         """Announce that the node is gone."""

@@ -27,7 +27,7 @@ import torch
 from swarmd.blocks import Span
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.engine import Engine
-from swarmd.compute.memory import ITEM_BYTES, MemoryPlan
+from swarmd.compute.memory import MemoryPlan
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.compute.source import resolve_model
 from swarmd.compute.throughput import measured_or_cached
@@ -52,6 +52,7 @@ from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.ping import ping
 from swarmd.wire.pool import Pool
+from swarmd.wire.tensors import ITEM_BYTES
 from swarmd.wire.transport import Greeting, bind, listen
 
 __all__ = ["Daemon"]
@@ -121,7 +122,9 @@ class Daemon:
 
     async def _load_and_serve(self, announcer: Announcer, announced: Announced) -> None:
         config, span = self.config, announced.span
-        folder = await self._folder(span)  # of a hub model, fetches what was chosen
+        folder = announced.folder
+        if config.blocks.span is None:  # of a hub model, fetches what was chosen meanwhile
+            folder = await self._folder(span)
         log.info("loading blocks %s of %s", span, folder.name)
         blocks = await asyncio.to_thread(
             BlockSpan, folder, span, dtype=config.dtype, device=config.device

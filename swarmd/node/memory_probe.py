@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from swarmd.compute.cut_model import parse_config
-from swarmd.compute.memory import ITEM_BYTES
+from swarmd.wire.tensors import ITEM_BYTES
 
 __all__ = ["available_memory", "kv_bytes_per_token", "release_unused_memory"]
 
