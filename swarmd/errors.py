@@ -20,6 +20,7 @@
     │   ├── VersionMismatch         another protocol version
     │   ├── ModelMismatch           the peer serves other weights
     │   ├── UnknownSession          no such session on this connection (lost, expired, closed)
+    │   ├── SessionTooLong          more positions than the peer's whole attention cache has
     │   ├── Busy                    no room now; come back after `retry_after` seconds
     │   ├── Draining                the peer is about to leave
     │   ├── DeadlineExceeded        the step was not done before its deadline
@@ -29,14 +30,20 @@
     │   ├── ConnectionLost          the stream ended or broke
     │   ├── PeerTimeout             no answer before the deadline
     │   ├── PeerMismatch            another peer answers at its address
-    │   └── BadOutput               its output has a wrong shape or is not a number
+    │   └── BadOutput               its output has a wrong shape or breaks the protocol
+    │       └── NotFinite           its output holds infinity or NaN
     ├── NoRoute                     some blocks are held by no live peer
     ├── ReplayExhausted             a session lost more hops than could be replaced
     └── StateError                  the state folder cannot be used
 
-Two properties of a class decide what replay does, and nothing else does:
-`retryable` (the same step may succeed elsewhere or later) and `blames_peer` (the peer is at
-fault and is banned for a while). `code` is the word that travels in an `error` message.
+Three properties of a class decide what recovery does, and nothing else of it does:
+
+* `retryable`: the same step may succeed elsewhere or later. A refusal that is not means that the
+  request is wrong, or that the peer is: a session believes it when a second peer says the same.
+* `blames_peer`: the peer is at fault and is banned for a while.
+* `transient`: the peer is well, and may accept the same a moment later.
+
+`code` is the word that travels in an `error` message.
 """
 
 from __future__ import annotations
@@ -62,6 +69,7 @@ __all__ = [
     "ModelError",
     "ModelMismatch",
     "NoRoute",
+    "NotFinite",
     "PeerFailure",
     "PeerMismatch",
     "PeerTimeout",
@@ -69,6 +77,7 @@ __all__ = [
     "PositionOutOfRange",
     "RemoteError",
     "ReplayExhausted",
+    "SessionTooLong",
     "StateError",
     "SwarmdError",
     "UnknownMessage",
@@ -87,6 +96,7 @@ class SwarmdError(Exception):
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
     blames_peer: ClassVar[bool] = False
+    transient: ClassVar[bool] = False
 
 
 class UsageError(SwarmdError):
@@ -124,12 +134,12 @@ class StateError(SwarmdError):
 
 
 class RemoteError(SwarmdError):
-    """A typed refusal: what travels in an `error` message.
+    """A typed refusal: what travels in an `error` message. Only its subclasses are raised.
 
     `code` is unique to the class. `retry_after` (seconds) is only meant with :class:`Busy`.
     """
 
-    code: ClassVar[str] = "remote_error"
+    code: ClassVar[str]
 
     def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(message or self.code)
@@ -137,7 +147,7 @@ class RemoteError(SwarmdError):
 
 
 class BadRequest(RemoteError):
-    """The message is malformed, or against the session protocol. Our bug, never retried."""
+    """The message is malformed, or against the session protocol: our bug, or the peer's."""
 
     code = "bad_request"
 
@@ -192,6 +202,14 @@ class UnknownSession(RemoteError):
 
     code = "unknown_session"
     retryable = True
+    transient = True
+
+
+class SessionTooLong(RemoteError):
+    """The session asks for more positions than the peer's whole attention cache has room for."""
+
+    code = "session_too_long"
+    retryable = True
 
 
 class Busy(RemoteError):
@@ -199,6 +217,7 @@ class Busy(RemoteError):
 
     code = "busy"
     retryable = True
+    transient = True
 
 
 class Draining(RemoteError):
@@ -209,10 +228,11 @@ class Draining(RemoteError):
 
 
 class DeadlineExceeded(RemoteError):
-    """The peer dropped the step because its deadline had passed."""
+    """The peer dropped the step because its deadline had passed: it is overloaded, not hung."""
 
     code = "deadline_exceeded"
     retryable = True
+    transient = True
 
 
 class InternalError(RemoteError):
@@ -251,7 +271,11 @@ class PeerMismatch(PeerFailure):
 
 
 class BadOutput(PeerFailure):
-    """The peer's output has a wrong shape or dtype, or holds values that are not finite."""
+    """The peer's output has a wrong shape or dtype, or breaks the protocol."""
+
+
+class NotFinite(BadOutput):
+    """The peer's output holds infinity or NaN: its fault, unless a second peer's does as well."""
 
 
 class NoRoute(SwarmdError):
@@ -281,6 +305,8 @@ def error_classes(root: type[SwarmdError] = SwarmdError) -> list[type[SwarmdErro
 
 
 REMOTE_ERRORS: dict[str, type[RemoteError]] = {
-    cls.code: cls for cls in error_classes(RemoteError) if issubclass(cls, RemoteError)
+    cls.code: cls
+    for cls in error_classes(RemoteError)
+    if issubclass(cls, RemoteError) and cls is not RemoteError
 }
 """Wire code to class. A code that is not here is decoded as :class:`InternalError`."""

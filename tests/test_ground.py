@@ -130,6 +130,9 @@ def test_only_what_may_go_better_is_retried_and_only_the_guilty_are_blamed() -> 
     assert all(cls.retryable for cls in blamed)
     for cls in (*error_classes(UsageError), ReplayExhausted, errors.BadRequest, errors.BadTensor):
         assert not cls.retryable, cls
+    transient = {cls for cls in error_classes() if cls.transient}
+    assert transient == {errors.Busy, errors.DeadlineExceeded, errors.UnknownSession}
+    assert all(cls.retryable and not cls.blames_peer for cls in transient)
 
 
 def test_replay_exhausted_tells_its_story() -> None:

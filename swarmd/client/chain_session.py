@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from swarmd.client.hop_link import HopLink
 from swarmd.client.router import Router
 from swarmd.errors import NoRoute, PeerFailure, RemoteError, ReplayExhausted
 from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.history import History
+from swarmd.routing.losses import Losses, Verdict
 from swarmd.routing.replay import Replay, Run
 from swarmd.tasks import TaskOwner
 from swarmd.wire.pool import Pool
@@ -38,6 +40,8 @@ class SessionConfig:
     """Positions in one step of a prefill or a replay."""
     max_losses: int = 16
     """Hops that may be lost within one step before the session gives up."""
+    busy_patience: float = 30.0
+    """For how long peers without room are asked again within one step, or `wait` if longer."""
     wait: float = 0.0
     """How long to wait for somebody to serve blocks that nobody holds (`--wait`)."""
 
@@ -105,7 +109,10 @@ class ChainSession:
         self._owner = TaskOwner("chain")
         self._story: list[str] = []
         self._on_story = on_story
-        self._losses = 0
+        self._losses = Losses(
+            max_losses=self.config.max_losses,
+            patience=max(self.config.busy_patience, self.config.wait),
+        )
         self._lost_since: dict[int, tuple[float, str]] = {}
 
     @property
@@ -137,17 +144,19 @@ class ChainSession:
         """Run `tokens` positions from `start` on; `data` is their hidden states as raw bytes.
 
         Returns the hidden states after the last block, for the same positions. Survives the loss
-        of any hop. Raises NoRoute when blocks are held by nobody, ReplayExhausted when hops are
-        lost faster than they can be replaced, and at once what is not retryable.
+        of any hop, and a cancel: the step may then be repeated. Raises NoRoute when blocks are
+        held by nobody, ReplayExhausted when hops are lost faster than they can be replaced, the
+        refusal when two peers refuse the same, and ValueError when `start` lies beyond what
+        earlier steps returned.
         """
         if len(data) != tokens * self._position_bytes:
             raise ValueError(f"{len(data)} bytes for {tokens} positions")
+        self._machine.begin(start, tokens)
         for history in self._inputs.values():
             history.cut(start)
         self._output.clear()
-        self._machine.begin(start, tokens)
         self._inputs[self._machine.hops[0][0]].append(data)
-        self._losses = 0
+        self._losses.begin()
         began = time.perf_counter()
         await self._carry_out(start)
         if tokens == 1:
@@ -175,6 +184,8 @@ class ChainSession:
         finally:
             for task in under_way:
                 task.cancel()
+            if under_way:
+                await asyncio.wait(under_way)
 
     async def _run(self, run: Run) -> None:
         """Run positions on a hop; a failure that may be mended marks the hop as lost."""
@@ -198,6 +209,10 @@ class ChainSession:
         except (PeerFailure, RemoteError) as error:
             self._failed(run.hop, error)
             return
+        except asyncio.CancelledError:  # what the peer has cached is unknown now
+            self._drop(run.hop)
+            self._machine.lost(run.hop)
+            raise
         self._router.observe_step(
             hop.peer,
             tokens=tokens,
@@ -231,43 +246,41 @@ class ChainSession:
         self._links[key] = link
         return link
 
-    def _failed(self, key: int, error: PeerFailure | RemoteError) -> None:
-        """A hop failed: remember why, ban whom it blames, mark the hop as lost."""
-        if not error.retryable:
-            raise error
-        hop = self._hops.get(key)
+    def _drop(self, key: int) -> None:
         link = self._links.pop(key, None)
         if link is not None:
             link.abort()
+
+    def _failed(self, key: int, error: PeerFailure | RemoteError) -> None:
+        """A hop failed: mark it as lost, and remember why. Raises what ends the session."""
+        self._drop(key)
+        hop = self._hops.get(key)
         if hop is None or not self._machine.lost(key):
             return
-        self._router.observe_failure(hop.peer, error)
-        self._tell(f"{hop} lost: {error}")
         self._lost_since[key] = (time.perf_counter(), str(error))
-        self._count_loss(error)
+        self._tell(f"{hop} lost: {error}")
+        self._count(hop, error)
 
-    def _count_loss(self, error: PeerFailure | RemoteError) -> None:
-        """One more hop is lost in this step. Raises ReplayExhausted when that is too many."""
-        self._losses += 1
-        if self._losses > self.config.max_losses:
-            raise ReplayExhausted(
-                f"gave up after {self._losses} lost hops in one step:", story=self._story
-            ) from error
+    def _count(self, hop: Hop, error: PeerFailure | RemoteError) -> None:
+        """One more failure in this step. Raises ReplayExhausted, or what two peers agree on."""
+        self._router.observe_failure(hop.peer, error)
+        verdict = self._losses.failed(hop.peer.peer_id, error, self._router.clock.monotonic())
+        if verdict is Verdict.BELIEVE:
+            raise error
+        if verdict is not Verdict.GO_ON:
+            raise ReplayExhausted(f"gave up: {verdict.value}:", story=self._story) from error
 
     async def _replace(self, key: int, position: int) -> None:
         """Find and open replacements for a lost hop. Raises NoRoute, ReplayExhausted."""
         lost = self._hops[key]
-        since, reason = self._lost_since.pop(key, (time.perf_counter(), "lost"))
+        since, reason = self._lost_since.pop(key, (time.perf_counter(), "the step was cancelled"))
         while True:
             chain = await self._find_replacement(lost)
             try:
                 links = await self._open_all(chain.hops)
             except _OpeningFailed as failure:
-                self._router.observe_failure(failure.hop.peer, failure.error)
                 self._tell(f"{failure.hop} did not open: {failure.error}")
-                if not failure.error.retryable:
-                    raise failure.error from None
-                self._count_loss(failure.error)
+                self._count(failure.hop, failure.error)
                 continue
             break
         history = self._inputs.pop(key)
@@ -286,13 +299,22 @@ class ChainSession:
         def tell_waiting(error: NoRoute) -> None:
             self._tell(f"waiting up to {self.config.wait:g} s: {error}")
 
-        chain = await self._router.choose_fresh(
-            lost.span,
-            dtype=self.dtype,
-            kv_needed=self.max_length,
-            wait=self.config.wait,
-            on_waiting=tell_waiting,
-        )
+        try:
+            chain = await self._router.choose_fresh(
+                lost.span,
+                dtype=self.dtype,
+                kv_needed=self.max_length,
+                without=lambda: self._losses.left_out(self._router.clock.monotonic()),
+                spent=self._losses.spent,
+                urgent=True,
+                wait=self.config.wait,
+                on_waiting=tell_waiting,
+            )
+        except NoRoute as error:
+            if self._losses.refusal is not None:  # the blocks are there; this is the reason
+                raise self._losses.refusal from error
+            raise
+        self._losses.spend(self._router.banned(chain))
         pause = self._router.pause_before(chain)
         if pause > 0:  # nobody else holds these blocks: come back when the peer said
             self._tell(f"{chain.describe()} is busy; trying again in {pause:.1f} s")
@@ -302,14 +324,15 @@ class ChainSession:
     async def open_links(self) -> None:
         """Connect to all hops at once, before the first step. A hop that fails is replaced."""
         hops = list(self._hops.items())
-        results = await asyncio.gather(
-            *(self._open(key, hop) for key, hop in hops), return_exceptions=True
-        )
-        for (key, _), result in zip(hops, results, strict=True):
-            if isinstance(result, PeerFailure | RemoteError):
-                self._failed(key, result)
-            elif isinstance(result, BaseException):
-                raise result
+        self._losses.begin()
+
+        async def open_one(key: int, hop: Hop) -> None:
+            try:
+                await self._open(key, hop)
+            except (PeerFailure, RemoteError) as error:
+                self._failed(key, error)
+
+        await _all(open_one(key, hop) for key, hop in hops)
         for key in self._machine.lost_hops:
             await self._replace(key, 0)
 
@@ -323,23 +346,35 @@ class ChainSession:
         )
 
     async def _open_all(self, hops: Sequence[Hop]) -> list[HopLink]:
-        results = await asyncio.gather(*map(self._dial, hops), return_exceptions=True)
-        links = [result for result in results if isinstance(result, HopLink)]
-        for hop, result in zip(hops, results, strict=True):
-            if isinstance(result, HopLink):
-                continue
-            for link in links:
+        """Links to all of `hops`, or to none. Raises _OpeningFailed."""
+        opened: dict[int, HopLink] = {}
+
+        async def dial(index: int, hop: Hop) -> None:
+            try:
+                opened[index] = await self._dial(hop)
+            except (PeerFailure, RemoteError) as error:
+                raise _OpeningFailed(hop, error) from error
+
+        try:
+            await _all(dial(index, hop) for index, hop in enumerate(hops))
+        except BaseException:
+            for link in opened.values():
                 link.abort()
-            if isinstance(result, PeerFailure | RemoteError):
-                raise _OpeningFailed(hop, result)
-            raise result
-        return links
+            raise
+        return [opened[index] for index in range(len(hops))]
 
     def _tell(self, line: str) -> None:
         self._story.append(line)
         log.info("%s", line)
         if self._on_story is not None:
             self._on_story(line)
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all to their end; then raise the first error."""
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 class _OpeningFailed(Exception):

@@ -14,8 +14,10 @@ from swarmd.errors import (
     BadTensor,
     ConnectionLost,
     ModelMismatch,
+    NotFinite,
     PeerTimeout,
     RemoteError,
+    UnknownSession,
 )
 from swarmd.peers import PeerInfo
 from swarmd.wire.messages import (
@@ -33,6 +35,11 @@ from swarmd.wire.tensors import Codec, TensorMeta, decode, encode, is_finite
 from swarmd.wire.transport import Greeted
 
 __all__ = ["HopLink", "HopOutput"]
+
+IDLE_SECONDS = 60.0
+"""A connection that broke after so long without a step is no sign that its peer failed."""
+PEERS_SHARE = 0.9
+"""Of a step's deadline; the rest is for the answer's way back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class HopLink:
         self._pool = pool
         self._session = secrets.token_bytes(SESSION_ID_BYTES)
         self._numbers = itertools.count(1)
+        self._used = asyncio.get_running_loop().time()
 
     @classmethod
     async def open(
@@ -106,11 +114,16 @@ class HopLink:
         dead."""
         connection = self._greeted.connection
         loop = asyncio.get_running_loop()
+        began = loop.time()
+        if not connection.is_usable and began - self._used > IDLE_SECONDS:
+            connection.abort()  # nobody's fault: it waited too long, perhaps for another hop
+            raise UnknownSession(f"{self.peer.peer_id.short}: the session ended while it was idle")
         number = next(self._numbers) & 0xFFFFFFFF
         meta = TensorMeta(meta.dtype, meta.shape, codec)
-        began = loop.time()
         payload = encode(data, meta)
-        step = Step(self._session, number, start, max(1, round(1000 * deadline)), meta)
+        # The peer is to say that it is overloaded before we take it for dead.
+        deadline_ms = max(1, round(1000 * PEERS_SHARE * deadline))
+        step = Step(self._session, number, start, deadline_ms, meta)
         try:
             async with asyncio.timeout(deadline):
                 await connection.send(step, payload)
@@ -134,25 +147,8 @@ class HopLink:
         if not isinstance(message, Output):
             wrong = BadRequest(f"{message.TYPE} instead of an output")
             raise _broken(self.peer, self._greeted, wrong)
-        if message.tensor.dtype != meta.dtype or message.tensor.shape != meta.shape:
-            connection.abort()
-            raise BadOutput(
-                f"{self.peer.peer_id.short}: output {message.tensor.dtype} "
-                f"{list(message.tensor.shape)}, expected {meta.dtype} {list(meta.shape)}",
-                peer=self.peer.peer_id,
-            )
-        try:
-            raw = decode(answer, message.tensor, max_bytes=meta.n_bytes)
-        except BadTensor as error:
-            connection.abort()
-            peer_id = self.peer.peer_id
-            raise BadOutput(f"{peer_id.short}: {error}", peer=peer_id) from error
-        if not is_finite(raw, meta.dtype):
-            connection.abort()
-            raise BadOutput(
-                f"{self.peer.peer_id.short}: its output holds values that are not finite",
-                peer=self.peer.peer_id,
-            )
+        raw = self._checked(message, answer, meta)
+        self._used = loop.time()
         return HopOutput(
             raw,
             loop.time() - began,
@@ -160,6 +156,31 @@ class HopLink:
             message.queue_us / 1e6,
             len(payload) + len(answer),
         )
+
+    def _checked(self, message: Output, answer: bytearray, meta: TensorMeta) -> bytearray:
+        """The raw bytes of an output that is what was asked for. Raises BadOutput, NotFinite."""
+        name, peer_id = self.peer.peer_id.short, self.peer.peer_id
+        tensor = message.tensor
+        try:
+            if tensor.dtype != meta.dtype or tensor.shape != meta.shape:
+                raise BadOutput(
+                    f"{name}: output {tensor.dtype} {list(tensor.shape)}, "
+                    f"expected {meta.dtype} {list(meta.shape)}",
+                    peer=peer_id,
+                )
+            try:
+                raw = decode(answer, tensor, max_bytes=meta.n_bytes)
+            except BadTensor as error:
+                raise BadOutput(f"{name}: {error}", peer=peer_id) from error
+            if not is_finite(raw, meta.dtype):
+                raise NotFinite(
+                    f"{name}: its output holds values that are not finite in {meta.dtype}",
+                    peer=peer_id,
+                )
+        except BadOutput:
+            self.abort()
+            raise
+        return raw
 
     async def close(self, timeout: float = 1.0) -> None:
         """Close the session and give the connection back; drop it if that does not work."""

@@ -6,14 +6,22 @@ The pure parts decide (:mod:`swarmd.routing`); this object feeds them with what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 
 from swarmd.blocks import Span
 from swarmd.clock import Clock, SystemClock
-from swarmd.errors import NoRoute, PeerFailure, RemoteError
+from swarmd.errors import (
+    DeadlineExceeded,
+    DhtError,
+    NoRoute,
+    PeerFailure,
+    RemoteError,
+    UnknownSession,
+)
 from swarmd.identity import PeerId
 from swarmd.peers import ModelId, PeerInfo
 from swarmd.routing.chain import Chain
@@ -21,6 +29,7 @@ from swarmd.routing.cost import CostModel, Costs, Measurements
 from swarmd.routing.dijkstra import best_chain, find_chain
 from swarmd.routing.health import Deadlines, Health, RttTable
 from swarmd.routing.probe import probe_rtts
+from swarmd.routing.query import RouteQuery
 from swarmd.routing.view import View
 
 __all__ = ["Router", "RouterConfig"]
@@ -35,11 +44,15 @@ class RouterConfig:
     refresh_after: float = 60.0
     """A view older than this is fetched anew before a chain is chosen."""
     refresh_at_most_every: float = 2.0
-    """A burst of failures costs one fetch."""
+    """While a session waits for somebody to serve blocks that nobody holds."""
+    urgent_refresh: float = 1.0
+    """At most so long for that fetch while a token waits; then the old view must do."""
     probe_peers: int = 64
     """How many peers without a measured RTT are pinged after a fetch."""
     busy_pause: float = 2.0
     """How long a peer is left alone that is Busy and gives no retry-after."""
+    shortest_pause: float = 0.1
+    """A peer cannot make a session ask in a tight loop."""
     longest_pause: float = 5.0
     """A peer cannot make a session wait longer than this at a time."""
 
@@ -73,36 +86,47 @@ class Router:
         self._bandwidth: dict[PeerId, float] = {}
         self._step_us: dict[PeerId, float] = {}
         self._fetched_at: float | None = None
+        self._fetching = asyncio.Lock()
+        self._failed_sequence: dict[PeerId, int] = {}
 
-    async def refresh(self, *, force: bool = False) -> None:
-        """Fetch the announcements if they are old (`force`: unless they are very fresh), and
-        measure the RTT to peers that are new. A peer that does not answer is banned."""
-        now = self.clock.monotonic()
-        limit = self.config.refresh_at_most_every if force else self.config.refresh_after
-        if self._fetched_at is not None and now - self._fetched_at < limit:
-            return
-        self._fetched_at = now
-        peers = await self._fetch()
-        self.view = View.of(
-            peers,
-            self.view.n_blocks,
-            model_id=self.view.model_id,
-            model_name=self.view.model_name,
-        )
-        banned = self.health.banned(now)
+    async def refresh(self, *, newer_than: float | None = None, probe: bool = True) -> None:
+        """Fetch the announcements if what is known is old, and measure the RTT to new peers.
+
+        `newer_than`: fetch unless a fetch began at or after that time (monotonic seconds;
+        default: `refresh_after` seconds ago). Who asks while a fetch is under way waits for it.
+        """
+        if newer_than is None:
+            newer_than = self.clock.monotonic() - self.config.refresh_after
+        async with self._fetching:
+            if self._fetched_at is not None and self._fetched_at >= newer_than:
+                return
+            began = self.clock.monotonic()
+            peers = await self._fetch()
+            self._fetched_at = began
+            self.view = View.of(
+                peers,
+                self.view.n_blocks,
+                model_id=self.view.model_id,
+                model_name=self.view.model_name,
+            )
+        if probe:
+            await self._probe_new()
+
+    async def _probe_new(self) -> None:
+        banned = self.health.banned(self.clock.monotonic())
         unknown = [
             peer
             for peer in self.view.routable
             if self.rtts.get(peer.peer_id) is None and peer.peer_id not in banned
         ]
         self._rng.shuffle(unknown)
-        measured = await probe_rtts(unknown[: self.config.probe_peers], self._ping)
-        for peer_id, seconds in measured.items():
-            if seconds is None:
-                self.health.failed(peer_id, self.clock.monotonic())
-                log.info("peer %s does not answer; left out for now", peer_id.short)
+        peers = {peer.peer_id: peer for peer in unknown[: self.config.probe_peers]}
+        for peer_id, result in (await probe_rtts(peers.values(), self._ping)).items():
+            if isinstance(result, float):
+                self.rtts.observe(peer_id, result)
             else:
-                self.rtts.observe(peer_id, seconds)
+                self.observe_failure(peers[peer_id], result)
+                log.info("peer %s does not answer a ping: %s", peer_id.short, result)
 
     def choose(
         self,
@@ -110,22 +134,30 @@ class Router:
         *,
         dtype: str | None = None,
         kv_needed: int = 0,
+        without: Set[PeerId] = frozenset(),
+        pardoned: Set[PeerId] = frozenset(),
     ) -> Chain:
         """The cheapest chain over `span` (default: all blocks) of peers that compute in `dtype`
-        (default: the dtype that is cheapest). Raises NoRoute."""
+        (default: the dtype that is cheapest).
+
+        Never takes peers of `without`; takes banned ones only if they are `pardoned`. Raises
+        NoRoute.
+        """
         now = self.clock.monotonic()
         span = span or Span(0, self.view.n_blocks)
         choose = best_chain if dtype is None else find_chain
         return choose(
             self.view if dtype is None else self.view.with_dtype(dtype),
             Costs(self._cost_model, self._measurements()),
-            start=span.start,
-            end=span.end,
-            banned=self.health.banned(now),
-            avoid=self.health.avoid(now),
-            kv_needed=kv_needed,
-            rng=self._rng,
-            wall=self.clock.wall(),
+            RouteQuery(
+                start=span.start,
+                end=span.end,
+                banned=(self.health.banned(now) - pardoned) | without,
+                avoid=self.health.avoid(now),
+                kv_needed=kv_needed,
+                rng=self._rng,
+                wall=self.clock.wall(),
+            ),
         )
 
     async def choose_fresh(
@@ -134,23 +166,44 @@ class Router:
         *,
         dtype: str | None = None,
         kv_needed: int = 0,
+        without: Callable[[], Set[PeerId]] = frozenset,
+        spent: Set[PeerId] = frozenset(),
+        urgent: bool = False,
         wait: float = 0.0,
         on_waiting: Callable[[NoRoute], None] | None = None,
     ) -> Chain:
         """`choose`; where there is no chain, look again, for up to `wait` seconds more.
 
-        At least one fetch is made before NoRoute is raised.
+        NoRoute is raised only after a fetch that began with this call, and after each banned
+        peer was pardoned once: a ban is a guess, and worth nothing where nobody else is left.
+        `spent` are those that had their pardon; one that announced itself anew since it failed
+        has it again. `urgent`: a token waits for it, so spend little time on a fresh view.
         """
-        give_up = self.clock.monotonic() + wait
+        asked = self.clock.monotonic()
+        give_up = asked + wait
         told = False
-        await self.refresh()
+        if urgent:
+            with contextlib.suppress(TimeoutError, DhtError):
+                async with asyncio.timeout(self.config.urgent_refresh):
+                    await self.refresh(probe=False)
+        else:
+            await self.refresh()
         while True:
+            with contextlib.suppress(NoRoute):
+                return self.choose(span, dtype=dtype, kv_needed=kv_needed, without=without())
+            await self._refresh_if_possible(
+                max(asked, self.clock.monotonic() - self.config.refresh_at_most_every)
+            )
+            with contextlib.suppress(NoRoute):
+                return self.choose(span, dtype=dtype, kv_needed=kv_needed, without=without())
             try:
-                return self.choose(span, dtype=dtype, kv_needed=kv_needed)
-            except NoRoute:
-                await self.refresh(force=True)
-            try:
-                return self.choose(span, dtype=dtype, kv_needed=kv_needed)
+                return self.choose(
+                    span,
+                    dtype=dtype,
+                    kv_needed=kv_needed,
+                    without=without(),
+                    pardoned=self._pardoned(spent),
+                )
             except NoRoute as error:
                 if self.clock.monotonic() >= give_up:
                     raise
@@ -158,6 +211,29 @@ class Router:
                     on_waiting(error)
                     told = True
             await asyncio.sleep(0.5)
+
+    async def _refresh_if_possible(self, newer_than: float) -> None:
+        try:
+            await self.refresh(newer_than=newer_than, probe=False)
+        except DhtError as error:
+            log.warning("the announcements cannot be read now: %s", error)
+
+    def _pardoned(self, spent: Set[PeerId]) -> frozenset[PeerId]:
+        """The banned peers that may be tried all the same."""
+        banned = self.health.banned(self.clock.monotonic())
+        return frozenset(
+            peer.peer_id
+            for peer in self.view.routable
+            if peer.peer_id in banned
+            and (
+                peer.peer_id not in spent
+                or peer.sequence > self._failed_sequence.get(peer.peer_id, peer.sequence)
+            )
+        )
+
+    def banned(self, chain: Chain) -> frozenset[PeerId]:
+        """The peers of a chain that are banned, and in it by pardon."""
+        return self.health.banned(self.clock.monotonic()) & set(chain.peer_ids)
 
     # ---- what a session reports --------------------------------------------------------------
 
@@ -193,19 +269,25 @@ class Router:
         now = self.clock.monotonic()
         if error.blames_peer:
             self.health.failed(peer.peer_id, now)
+            still = self.health.banned(now)
+            self._failed_sequence = {
+                peer_id: sequence
+                for peer_id, sequence in self._failed_sequence.items()
+                if peer_id in still
+            } | {peer.peer_id: peer.sequence}
+        elif error.transient:
+            asked_for = error.retry_after if isinstance(error, RemoteError) else None
+            pause = asked_for or self.config.busy_pause
+            if isinstance(error, UnknownSession):  # all that it takes is to open another one
+                pause = 0.0
+            self.health.busy(peer.peer_id, now + max(pause, self.config.shortest_pause))
+        if error.blames_peer or isinstance(error, DeadlineExceeded):
             self.deadlines.timed_out(peer.peer_id)
-        else:
-            retry_after = error.retry_after if isinstance(error, RemoteError) else None
-            pause = self.config.busy_pause if retry_after is None else retry_after
-            self.health.busy(peer.peer_id, now + pause)
 
     def pause_before(self, chain: Chain) -> float:
-        """Seconds until the peers of `chain` that asked to be left alone may be asked again."""
-        now = self.clock.monotonic()
-        if not self.health.avoid(now).intersection(chain.peer_ids):
-            return 0.0
-        release = self.health.next_release(now)
-        return min(self.config.longest_pause, 0.0 if release is None else release - now)
+        """Seconds until all peers of `chain` that asked to be left alone may be asked again."""
+        pause = self.health.pause_left(chain.peer_ids, self.clock.monotonic())
+        return min(self.config.longest_pause, pause)
 
     def bandwidth(self, peer: PeerInfo) -> float:
         """Bytes per second to a peer: measured, or a default (memory speed on this machine)."""

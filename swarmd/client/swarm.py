@@ -45,7 +45,10 @@ class SwarmClient:
         self._rng = random.Random()
 
     async def __aenter__(self) -> SwarmClient:
-        contacts = self._given or tuple(address for _, address, _ in self._peers_file.load())
+        contacts = self._given
+        if not contacts:
+            remembered = await self._peers_file.async_load()
+            contacts = tuple(address for _, address, _ in remembered)
         if not contacts:
             raise BootstrapFailed(_NOBODY)
         local = all(address.is_loopback for address in contacts)

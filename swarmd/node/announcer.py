@@ -67,7 +67,7 @@ class Announcer:
         own = self._describe(self.state)
         following = self._following(await self._directory.fetch(own.model_id), own)
         measured = await probe_rtts(following, self._ping)
-        self._rtts = {peer_id: rtt for peer_id, rtt in measured.items() if rtt is not None}
+        self._rtts = {peer_id: rtt for peer_id, rtt in measured.items() if isinstance(rtt, float)}
 
     def _following(self, peers: Sequence[PeerInfo], own: PeerInfo) -> list[PeerInfo]:
         able = [

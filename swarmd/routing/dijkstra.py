@@ -28,17 +28,15 @@ one hop. Equal costs fall to the lower PeerId.
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from random import Random
 
 from swarmd.blocks import Span, coverage, holes
 from swarmd.errors import NoRoute
-from swarmd.identity import PeerId
 from swarmd.peers import PeerInfo
 from swarmd.routing.chain import Chain, Hop, no_route
-from swarmd.routing.cost import Costs, Mode
+from swarmd.routing.cost import Costs
+from swarmd.routing.query import WHOLE_MODEL, RouteQuery
 from swarmd.routing.view import View
 
 __all__ = ["best_chain", "find_chain"]
@@ -47,59 +45,38 @@ _CONTINUED = -1  # the node was reached by the same peer running on
 _CLIENT = -2  # the node was reached from the client, or from the hop before the range
 
 
-def find_chain(
-    view: View,
-    costs: Costs,
-    *,
-    start: int = 0,
-    end: int | None = None,
-    banned: Set[PeerId] = frozenset(),
-    avoid: Set[PeerId] = frozenset(),
-    previous: PeerId | None = None,
-    next: PeerId | None = None,
-    tokens: int = 1,
-    kv_needed: int = 0,
-    mode: Mode = "hub",
-    rng: Random | None = None,
-    wall: float | None = None,
-) -> Chain:
-    """The cheapest hops that run the blocks [start, end) of the view's routable peers.
+def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Chain:
+    """The cheapest hops that run the query's blocks on the view's routable peers.
 
-    For a whole chain leave `start` and `end` out. For a replacement of a lost range give it, and
-    in ring mode `previous` and `next`, the healthy hops around it; None is the client. Take
-    `view.with_dtype(...)` of the lost hop then: a session never mixes dtypes.
-
-    `banned` peers do not exist; `avoid`ed ones cost :attr:`CostModel.avoid_penalty` more, so they
-    are chosen only where no other route is near. `tokens` positions travel at a time (1 prices
-    decoding); `kv_needed` tokens of cache are wanted at each hop. `rng` seeds the jitter: with
-    the same seed and view the chain is the same. `wall` (epoch seconds) is for messages only.
+    For the replacement of a lost range take `view.with_dtype(...)` of the lost hop: a session
+    never mixes dtypes.
 
     Raises NoRoute if and only if some block of the range is held by no routable peer that is
     not banned; ValueError for a range outside the model.
     """
-    end = view.n_blocks if end is None else end
+    start, end = query.start, view.n_blocks if query.end is None else query.end
     if not 0 <= start < end <= view.n_blocks:
         raise ValueError(f"not a range of the model's {view.n_blocks} blocks: {start}:{end}")
     wanted = Span(start, end)
     peers = [
         peer
         for peer in view.routable
-        if peer.peer_id not in banned and peer.span.start < end and start < peer.span.end
+        if peer.peer_id not in query.banned and peer.span.start < end and start < peer.span.end
     ]
     held = coverage((peer.span for peer in peers), view.n_blocks)
     missing = holes([held[block] if block in wanted else 1 for block in range(view.n_blocks)])
     if missing:
-        raise no_route(view, missing, banned=banned, wall=wall)
+        raise no_route(view, missing, banned=query.banned, wall=query.wall)
 
     # Drawn for every routable peer, so that a ban does not reshuffle the luck of the others.
-    factors = {peer.peer_id: costs.jitter(rng) for peer in view.routable}
-    ring = mode == "ring"
-    before = view.get(previous) if previous is not None else None
+    factors = {peer.peer_id: costs.jitter(query.rng) for peer in view.routable}
+    ring, tokens = query.mode == "ring", query.tokens
+    before = view.get(query.previous) if query.previous is not None else None
     graph = _Graph(wanted, peers, ring)
     index = {peer.peer_id: i for i, peer in enumerate(peers)}
     for i, peer in enumerate(peers):
         own, f = peer.peer_id, factors[peer.peer_id]
-        admit = costs.admit(peer, kv_needed, avoided=own in avoid)
+        admit = costs.admit(peer, query.kv_needed, avoided=own in query.avoid)
         from_client = f * (admit + costs.enter(own, tokens))
         to_client = f * costs.leave(own, tokens)
         graph.step.append(f * costs.run(peer, 1, tokens))
@@ -107,39 +84,26 @@ def find_chain(
         graph.enter.append(f * (admit + costs.ring_hop(None, own, tokens)) if ring else from_client)
         graph.first.append(
             f * (admit + costs.ring_hop(before, own, tokens))
-            if ring and previous is not None
+            if ring and query.previous is not None
             else from_client
         )
         graph.last.append(
-            f * costs.ring_hop(peer, next, tokens) if ring and next is not None else to_client
+            f * costs.ring_hop(peer, query.next, tokens)
+            if ring and query.next is not None
+            else to_client
         )
         graph.pairs.append({})
         for target in peer.rtts if ring else ():
             j = index.get(target, i)
             if j != i:
-                admit = costs.admit(peers[j], kv_needed, avoided=target in avoid)
+                admit = costs.admit(peers[j], query.kv_needed, avoided=target in query.avoid)
                 hop = costs.ring_hop(peer, target, tokens)
                 graph.pairs[i][j] = factors[target] * (admit + hop)
     return _dijkstra(graph)
 
 
-def best_chain(
-    view: View,
-    costs: Costs,
-    *,
-    start: int = 0,
-    end: int | None = None,
-    banned: Set[PeerId] = frozenset(),
-    avoid: Set[PeerId] = frozenset(),
-    previous: PeerId | None = None,
-    next: PeerId | None = None,
-    tokens: int = 1,
-    kv_needed: int = 0,
-    mode: Mode = "hub",
-    rng: Random | None = None,
-    wall: float | None = None,
-) -> Chain:
-    """The cheapest chain whose hops all compute in one dtype; the arguments of `find_chain`.
+def best_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Chain:
+    """The cheapest chain whose hops all compute in one dtype.
 
     A session never mixes dtypes, so that a replayed hop equals the lost one. Equal costs fall to
     the dtype that sorts first. Raises NoRoute if no dtype covers the range alone: for the blocks
@@ -149,31 +113,17 @@ def best_chain(
     lacking: list[tuple[int, str, NoRoute]] = []
     for dtype in view.dtypes():
         try:
-            chain = find_chain(
-                view.with_dtype(dtype),
-                costs,
-                start=start,
-                end=end,
-                banned=banned,
-                avoid=avoid,
-                previous=previous,
-                next=next,
-                tokens=tokens,
-                kv_needed=kv_needed,
-                mode=mode,
-                rng=rng,
-                wall=wall,
-            )
+            chain = find_chain(view.with_dtype(dtype), costs, query)
         except NoRoute as error:
             gaps = [gap for gap in error.missing if isinstance(gap, Span)]
-            named = no_route(view, gaps, banned=banned, wall=wall, dtype=dtype)
+            named = no_route(view, gaps, banned=query.banned, wall=query.wall, dtype=dtype)
             lacking.append((sum(map(len, gaps)), dtype, named))
         else:
             found.append(chain)
     if found:
         return min(found, key=lambda chain: chain.cost)
     # Tells of blocks that nobody holds in any dtype, if there are such.
-    find_chain(view, costs, start=start, end=end, banned=banned, wall=wall)
+    find_chain(view, costs, query)
     raise min(lacking, key=lambda entry: entry[:2])[2]
 
 

@@ -6,6 +6,7 @@ Pure state: `now` is handed in, in monotonic seconds. A client keeps one of each
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,8 +39,8 @@ class Health:
     """Bans for failures that blame the peer, and a list of those that asked for a pause.
 
     The two are kept apart. A banned peer is not in the graph: hand `banned(now)` to
-    `find_chain(banned=...)`. A peer that answered Busy did nothing wrong: hand `avoid(now)` to
-    `find_chain(avoid=...)`, which prices it so high that it is taken only where nothing else
+    `RouteQuery.banned`. A peer that answered Busy did nothing wrong: hand `avoid(now)` to
+    `RouteQuery.avoid`, which prices it so high that it is taken only where nothing else
     will do; that is the fallback, in one search. Where even so NoRoute is raised and bans are
     its cause, waiting until `next_release(now)` is what can help.
     """
@@ -86,10 +87,9 @@ class Health:
         """The peers that are better left alone now, but are not banned for it."""
         return frozenset(peer_id for peer_id, until in self._busy.items() if now < until)
 
-    def next_release(self, now: float) -> float | None:
-        """When the first of the present bans or pauses ends; None if there are none."""
-        ends = [ban.until for ban in self._bans.values()] + list(self._busy.values())
-        return min((end for end in ends if now < end), default=None)
+    def pause_left(self, peer_ids: Iterable[PeerId], now: float) -> float:
+        """Seconds until each of these peers may be asked again; 0 if none is busy."""
+        return max([0.0, *(self._busy.get(peer_id, now) - now for peer_id in peer_ids)])
 
 
 @dataclass(slots=True)

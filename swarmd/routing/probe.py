@@ -17,15 +17,15 @@ PARALLEL = 16
 
 async def probe_rtts(
     peers: Iterable[PeerInfo], ping: Callable[[PeerInfo], Awaitable[float]]
-) -> dict[PeerId, float | None]:
-    """The round trip to each peer in seconds; None for one that does not answer as itself."""
+) -> dict[PeerId, float | PeerFailure | RemoteError]:
+    """The round trip to each peer in seconds, or what is wrong with it."""
     slots = asyncio.Semaphore(PARALLEL)
 
-    async def probe(peer: PeerInfo) -> tuple[PeerId, float | None]:
+    async def probe(peer: PeerInfo) -> tuple[PeerId, float | PeerFailure | RemoteError]:
         async with slots:
             try:
                 return peer.peer_id, await ping(peer)
-            except (PeerFailure, RemoteError):
-                return peer.peer_id, None
+            except (PeerFailure, RemoteError) as error:
+                return peer.peer_id, error
 
     return dict(await asyncio.gather(*map(probe, peers)))

@@ -113,9 +113,10 @@ class Replay:
 
     def begin(self, start: int, tokens: int) -> None:
         """A step: cut everything back to `start`, then `tokens` positions arrive at the first
-        boundary. Raises ValueError if `start` lies beyond what arrived before."""
-        if tokens < 1 or not 0 <= start <= self._hops[0].arrived:
-            raise ValueError(f"step of {tokens} at {start}; {self._hops[0].arrived} have arrived")
+        boundary. Raises ValueError if `start` lies beyond what left the last hop before, so that
+        no position of a step that failed is passed over."""
+        if tokens < 1 or not 0 <= start <= self._delivered:
+            raise ValueError(f"step of {tokens} at {start}; {self._delivered} are complete")
         for hop in self._hops:
             hop.arrived = min(hop.arrived, start)
             hop.cached = min(hop.cached, start)

@@ -128,11 +128,13 @@ def test_the_state_table_is_the_codes_table() -> None:
 def test_every_error_that_travels_is_described() -> None:
     described = {}
     for cells in rows(section(PROTOCOL, "## Errors")):
-        if len(cells) == 5:
-            code, name, retryable, blames, _ = cells
-            described[code.strip("`")] = (name.strip("`"), YES[retryable], YES[blames])
+        if len(cells) == 6:
+            code, name, retryable, blames, transient, _ = cells
+            properties = (YES[retryable], YES[blames], YES[transient])
+            described[code.strip("`")] = (name.strip("`"), *properties)
     assert described == {
-        code: (cls.__name__, cls.retryable, cls.blames_peer) for code, cls in REMOTE_ERRORS.items()
+        code: (cls.__name__, cls.retryable, cls.blames_peer, cls.transient)
+        for code, cls in REMOTE_ERRORS.items()
     }
 
 

@@ -17,6 +17,7 @@ from swarmd.peers import PeerState
 from swarmd.routing.chain import Chain, chain_cost
 from swarmd.routing.cost import Costs, Measurements
 from swarmd.routing.dijkstra import best_chain, find_chain
+from swarmd.routing.query import RouteQuery
 from swarmd.routing.view import View
 
 TRIPS = st.sampled_from([0.0, 0.0001, 0.002, 0.03, 0.1, 0.4, 2.0])
@@ -138,10 +139,10 @@ def test_the_cost_is_that_of_the_shortest_path_in_the_full_graph(
     missing = [b for b in range(case["start"], case["end"]) if b not in covered]
     if missing:
         with pytest.raises(NoRoute) as caught:
-            find_chain(view, costs, rng=rng, **arguments)
+            find_chain(view, costs, RouteQuery(rng=rng, **arguments))
         assert [block for span in caught.value.missing for block in span] == missing
         return
-    chain = find_chain(view, costs, rng=rng, **arguments)
+    chain = find_chain(view, costs, RouteQuery(rng=rng, **arguments))
     _check_shape(chain, case["start"], case["end"])
     draw = None if case["seed"] is None else Random(case["seed"])
     factors = {peer.peer_id: costs.jitter(draw) for peer in view.routable}
@@ -166,15 +167,15 @@ def test_the_best_chain_is_of_one_dtype_and_of_least_cost(case, make_peer, peer_
     possible = []
     for dtype in view.dtypes():
         try:
-            possible.append(find_chain(view.with_dtype(dtype), costs, **arguments))
+            possible.append(find_chain(view.with_dtype(dtype), costs, RouteQuery(**arguments)))
         except NoRoute:
             continue
     if not possible:
         with pytest.raises(NoRoute) as caught:
-            best_chain(view, costs, **arguments)
+            best_chain(view, costs, RouteQuery(**arguments))
         assert caught.value.missing
         return
-    best = best_chain(view, costs, **arguments)
+    best = best_chain(view, costs, RouteQuery(**arguments))
     assert len({hop.peer.dtype for hop in best.hops}) == 1
     assert best.cost == min(chain.cost for chain in possible)
 
@@ -182,7 +183,7 @@ def test_the_best_chain_is_of_one_dtype_and_of_least_cost(case, make_peer, peer_
 @pytest.mark.parametrize("mode", ["hub", "ring"])
 def test_a_peer_may_be_entered_and_left_in_the_middle_of_its_span(make_peer, model_id, mode):
     peers = [make_peer(1, 0, 20, decode_us=50_000), make_peer(2, 10, 30)]
-    chain = find_chain(View.of(peers, 30, model_id=model_id), Costs(), mode=mode)
+    chain = find_chain(View.of(peers, 30, model_id=model_id), Costs(), RouteQuery(mode=mode))
     assert chain.describe() == "0:10 via 00000000 10:30 via 00000000"
     assert [hop.peer for hop in chain.hops] == peers
 
@@ -191,7 +192,9 @@ def test_a_relay_that_runs_no_block_is_never_used(make_peer, peer_id, model_id):
     a = make_peer(1, 0, 1, 2, rtts={peer_id(2): 2.0, peer_id(3): 0.0001})
     b = make_peer(2, 1, 2, 2)
     relay = make_peer(3, 0, 1, 2, rtts={peer_id(2): 0.0001}, decode_us=10_000_000)
-    chain = find_chain(View.of([a, b, relay], 2, model_id=model_id), Costs(), mode="ring")
+    chain = find_chain(
+        View.of([a, b, relay], 2, model_id=model_id), Costs(), RouteQuery(mode="ring")
+    )
     assert [hop.peer for hop in chain.hops] == [a, b]
     assert chain.cost > 1.0
 
@@ -200,7 +203,9 @@ def test_an_announced_trip_that_is_slower_than_the_default_counts(make_peer, pee
     far = make_peer(1, 0, 1, 2, rtts={peer_id(3): 5.0})
     near = make_peer(2, 0, 1, 2, decode_us=100_000)
     tail = make_peer(3, 1, 2, 2)
-    chain = find_chain(View.of([far, near, tail], 2, model_id=model_id), Costs(), mode="ring")
+    chain = find_chain(
+        View.of([far, near, tail], 2, model_id=model_id), Costs(), RouteQuery(mode="ring")
+    )
     assert chain.peer_ids == (near.peer_id, tail.peer_id)
 
 
@@ -208,27 +213,29 @@ def test_a_ban_and_a_pause_act_on_the_next_search(make_peer, model_id):
     fast, slow = make_peer(1, 0, 30), make_peer(2, 0, 30, decode_us=20_000)
     view = View.of([fast, slow], 30, model_id=model_id)
     assert find_chain(view, Costs()).peer_ids == (fast.peer_id,)
-    assert find_chain(view, Costs(), banned={fast.peer_id}).peer_ids == (slow.peer_id,)
-    assert find_chain(view, Costs(), avoid={fast.peer_id}).peer_ids == (slow.peer_id,)
-    both = find_chain(view, Costs(), banned={slow.peer_id}, avoid={fast.peer_id})
+    assert find_chain(view, Costs(), RouteQuery(banned={fast.peer_id})).peer_ids == (slow.peer_id,)
+    assert find_chain(view, Costs(), RouteQuery(avoid={fast.peer_id})).peer_ids == (slow.peer_id,)
+    both = find_chain(view, Costs(), RouteQuery(banned={slow.peer_id}, avoid={fast.peer_id}))
     assert both.peer_ids == (fast.peer_id,)  # avoided, yet the only one
 
 
 def test_a_lost_range_may_need_several_peers(make_peer, model_id):
     peers = [make_peer(n, 5 * n, 5 * n + 5) for n in range(6)]
     view = View.of(peers, 30, model_id=model_id)
-    chain = find_chain(
-        view, Costs(), start=7, end=18, mode="ring",
-        previous=peers[0].peer_id, next=peers[5].peer_id,
-    )  # fmt: skip
+    query = RouteQuery(
+        start=7, end=18, mode="ring", previous=peers[0].peer_id, next=peers[5].peer_id
+    )
+    chain = find_chain(view, Costs(), query)
     assert [str(hop.span) for hop in chain.hops] == ["7:10", "10:15", "15:18"]
 
 
 def test_jitter_spreads_equal_peers_and_is_reproducible(make_peer, model_id):
     view = View.of([make_peer(n, 0, 30) for n in range(10)], 30, model_id=model_id)
-    taken = {find_chain(view, Costs(), rng=Random(seed)).peer_ids for seed in range(60)}
+    taken = {find_chain(view, Costs(), RouteQuery(rng=Random(seed))).peer_ids for seed in range(60)}
     assert len(taken) == 10
-    assert find_chain(view, Costs(), rng=Random(3)) == find_chain(view, Costs(), rng=Random(3))
+    assert find_chain(view, Costs(), RouteQuery(rng=Random(3))) == find_chain(
+        view, Costs(), RouteQuery(rng=Random(3))
+    )
     assert find_chain(view, Costs()).peer_ids == (view.peers[0].peer_id,)
 
 
@@ -237,14 +244,16 @@ def test_no_route_says_what_is_missing_and_what_to_do(make_peer, model_id):
     peers += [make_peer(n, 18, 30, announced_at=50.0) for n in (4, 5)]
     view = View.of(peers, 30, model_id=model_id)
     with pytest.raises(NoRoute) as caught:
-        find_chain(view, Costs(), wall=144.0)
+        find_chain(view, Costs(), RouteQuery(wall=144.0))
     assert caught.value.missing == (Span(12, 18),)
     assert str(caught.value) == (
         "no live peer holds blocks 12:18 of smollm2-135m (6 peers seen, newest 41 s ago); "
         "start one: swarmd serve --blocks 12:18"
     )
     with pytest.raises(NoRoute, match=r"blocks 12:30 of .*6 peers seen, 2 banned for now\)"):
-        find_chain(view, Costs(), banned={peers[4].peer_id, peers[5].peer_id, peers[0].peer_id})
+        find_chain(
+            view, Costs(), RouteQuery(banned={peers[4].peer_id, peers[5].peer_id, peers[0].peer_id})
+        )
     with pytest.raises(NoRoute, match=r"0 peers seen\)"):
         find_chain(View.of([], 30, model_id=model_id), Costs())
 
@@ -271,4 +280,4 @@ def test_joining_and_draining_peers_are_not_routed_over(make_peer, model_id):
 def test_a_range_outside_the_model_is_our_own_bug(make_peer, model_id, start, end):
     view = View.of([make_peer(1, 0, 30)], 30, model_id=model_id)
     with pytest.raises(ValueError, match="30 blocks"):
-        find_chain(view, Costs(), start=start, end=end)
+        find_chain(view, Costs(), RouteQuery(start=start, end=end))

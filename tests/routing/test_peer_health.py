@@ -51,14 +51,14 @@ def test_busy_is_no_ban(peer_id):
     assert health.avoid(12.0) == frozenset()
 
 
-def test_the_next_release(peer_id):
+def test_the_pause_of_a_chain_is_its_longest(peer_id):
     health = Health()
-    assert health.next_release(0.0) is None
-    health.failed(peer_id(1), 0.0)
-    health.busy(peer_id(2), 5.0)
-    assert health.next_release(0.0) == 5.0
-    assert health.next_release(5.0) == 15.0
-    assert health.next_release(15.0) is None
+    assert health.pause_left([], 0.0) == health.pause_left([peer_id(1)], 0.0) == 0.0
+    health.busy(peer_id(1), 5.0)
+    health.busy(peer_id(2), 8.0)
+    assert health.pause_left([peer_id(1), peer_id(3)], 2.0) == 3.0
+    assert health.pause_left([peer_id(1), peer_id(2)], 2.0) == 6.0
+    assert health.pause_left([peer_id(1), peer_id(2)], 9.0) == 0.0
 
 
 def test_tables_are_bounded(peer_id):

@@ -155,12 +155,19 @@ def test_chunks_of_a_prefill_flow_like_a_pipeline() -> None:
     assert [(run.start, run.end) for run in both] == [(4, 8), (0, 4)]
 
 
-def test_a_step_beyond_what_arrived_is_refused() -> None:
+def test_a_step_beyond_what_is_complete_is_refused() -> None:
     machine = Replay([Span(0, 1)])
-    with pytest.raises(ValueError, match="have arrived"):
+    with pytest.raises(ValueError, match="0 are complete"):
         machine.begin(1, 1)
     with pytest.raises(ValueError, match="must join"):
         Replay([Span(0, 1), Span(2, 3)])
+    machine.begin(0, 3)  # and fails: its positions arrived, but never left
+    with pytest.raises(ValueError, match="0 are complete"):
+        machine.begin(3, 1)
+    machine.begin(0, 3)
+    (run,) = machine.runnable()
+    machine.finished(run)
+    machine.begin(3, 1)
 
 
 @given(
