@@ -42,6 +42,8 @@ FORMAT = 1
 """Raised when the conversion writes something else than before."""
 COPY_BYTES = 8 << 20
 DTYPES = ("float32", "bfloat16", "float16")
+LOCK_POLL_S = 0.5
+"""How often `progress` is called while another process converts the same model."""
 
 
 def convert_gguf(
@@ -125,12 +127,14 @@ def _locked(path: Path, progress: StageProgress | None) -> Iterator[None]:
 
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _report(progress, "wait", 0, 1)
-        lock.acquire()
-        _report(progress, "wait", 1, 1)
-    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _report(progress, "wait", 0, 1)
+            while not lock.is_locked:
+                with contextlib.suppress(Timeout):
+                    lock.acquire(timeout=LOCK_POLL_S)
+                _report(progress, "wait", int(lock.is_locked), 1)  # may raise to end the wait
         yield
     finally:
         lock.release()

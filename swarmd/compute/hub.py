@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from swarmd.blocks import Span
 from swarmd.compute.manifest import (
@@ -157,14 +158,21 @@ class _Fetch:
 
         size = self.listing.sizes.get(name, 0)
         bar = _bar(self.progress, f"download {name}", size)
-        path = hf_hub_download(
-            self.listing.repo_id,
-            name,
-            revision=self.listing.commit,
-            endpoint=_endpoint(),
-            tqdm_class=bar,
-            local_files_only=not self.listing.online,
-        )
+        try:
+            path = hf_hub_download(
+                self.listing.repo_id,
+                name,
+                revision=self.listing.commit,
+                endpoint=_endpoint(),
+                tqdm_class=bar,
+                local_files_only=not self.listing.online,
+            )
+        except Exception:
+            if bar.failure is not None:
+                raise bar.failure from None
+            raise
+        if bar.failure is not None:
+            raise bar.failure
         return str(path)
 
     def _check(self, folder: Path, files: Collection[str], hashes: Mapping[str, str]) -> None:
@@ -346,13 +354,18 @@ def _first_line(exc: BaseException) -> str:
 def _bar(progress: StageProgress | None, stage: str, size: int) -> type[Any]:
     """A tqdm that draws nothing and reports to `progress`.
 
-    hf-xet opens two bars a file, so only what goes beyond the largest report is passed on.
+    hf-xet opens two bars a file, so only what goes beyond the largest report is passed on. It
+    calls them in a thread of its own, where an exception is lost: what `progress` raises there
+    becomes `failure` and ends the download. The library removes what it had fetched of the file.
     """
     from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
     reported = 0
+    caller = threading.get_ident()
 
     class Bar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
+        failure: ClassVar[Exception | None] = None
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
             self.n = kwargs.get("initial", 0)
@@ -360,8 +373,23 @@ def _bar(progress: StageProgress | None, stage: str, size: int) -> type[Any]:
         def update(self, n: float | None = 1) -> None:
             nonlocal reported
             self.n += int(n or 0)
-            if progress and self.n > reported:
-                reported = int(self.n)
+            if not progress or self.n <= reported or Bar.failure is not None:
+                return
+            reported = int(self.n)
+            try:
                 progress(stage, min(reported, size or reported), size or reported)
+            except Exception as error:
+                if threading.get_ident() == caller:
+                    raise
+                Bar.failure = error
+                _abort_xet()
 
     return Bar
+
+
+def _abort_xet() -> None:
+    """End hf-xet's downloads; an older library goes on to the end of the file."""
+    with contextlib.suppress(ImportError):
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        abort_xet_session()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import re
-from collections.abc import Iterator
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +21,14 @@ from swarmd.blocks import Span
 from swarmd.compute.cut_model import cut_class, parse_config
 from swarmd.errors import ModelError, UnsupportedModel
 
-__all__ = ["DTYPES", "WeightFolder", "load_part", "torch_dtype"]
+__all__ = ["DTYPES", "BlockProgress", "WeightFolder", "load_part", "torch_dtype"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The compute dtypes, by the names that travel in announcements and tensors."""
+
+BlockProgress = Callable[[int, int], None]
+"""(blocks read, blocks in all). Called from several threads, one at a time; it may raise to stop
+the loading."""
 
 _BLOCK = re.compile(r"^(.*?\b(?:layers|h|blocks)\.)(\d+)(\..*)$")
 
@@ -48,17 +55,25 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def load_part(
-    folder: WeightFolder, span: Span | None, *, dtype: str, device: str = "cpu"
+    folder: WeightFolder,
+    span: Span | None,
+    *,
+    dtype: str,
+    device: str = "cpu",
+    progress: BlockProgress | None = None,
 ) -> PreTrainedModel:
     """The causal model with only the blocks of `span`, or (None) with all but the blocks.
 
-    Raises ModelError for tensors that are missing or unreadable, UnsupportedModel for a family
-    that cannot be cut.
+    `progress` is called before each tensor and after each block. Raises what it raises,
+    ModelError for tensors that are missing or unreadable, UnsupportedModel for a family that
+    cannot be cut.
     """
     config = parse_config(folder.config)
     names = folder.client_tensors() if span is None else folder.block_tensors(span)
     cls = cut_class(config, span)
     with _open_tensors(folder, names, span) as tensors, _quiet_loading():
+        if progress is not None and span is not None:
+            tensors = _watched(tensors, progress)
         try:
             model, info = cls.from_pretrained(
                 None,
@@ -98,6 +113,52 @@ def _open_tensors(
                 raise ModelError(f"{folder.path / file}: unreadable: {error}") from error
             tensors[_renumber(name, span)] = value
         yield tensors
+
+
+class _Watched:
+    """A lazy tensor that tells before and after it is read; all else is the tensor's own."""
+
+    def __init__(self, tensor: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self._tensor = tensor
+        self._before = before
+        self._after = after
+
+    def __getitem__(self, key: Any) -> Any:
+        self._before()
+        value = self._tensor[key]
+        self._after()
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tensor, name)
+
+
+def _watched(tensors: dict[str, Any], progress: BlockProgress) -> dict[str, Any]:
+    """The same tensors, which tell `progress` of the blocks whose last one was read."""
+    blocks = {name: match[2] for name in tensors if (match := _BLOCK.match(name))}
+    unread: defaultdict[str, set[str]] = defaultdict(set)
+    for name, block in blocks.items():
+        unread[block].add(name)
+    total = len(unread)
+    lock = threading.RLock()  # the library reads in several threads
+
+    def report() -> None:
+        with lock:
+            progress(total - sum(map(bool, unread.values())), total)
+
+    def was_read(name: str) -> None:
+        with lock:
+            left = unread[blocks[name]]
+            left.discard(name)
+            if not left:
+                report()
+
+    return {
+        name: _Watched(tensor, report, functools.partial(was_read, name))
+        if name in blocks
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _renumber(name: str, span: Span | None) -> str:

@@ -8,6 +8,8 @@ Task tree (every task has an owner that awaits it)::
     ├── Engine             one thread; the only one that touches weights and caches
     └── connections        a task for each accepted connection; its failure is one warning
 
+A stop while the model is prepared or loaded ends that at its next report of progress.
+
 Stop order, also on SIGINT and SIGTERM: stop accepting, announce DRAINING, let sessions finish for
 a while, cut the rest (their clients replay elsewhere), free the engine, announce GONE.
 """
@@ -21,6 +23,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import torch
 
@@ -35,7 +38,7 @@ from swarmd.config import DEFAULT_PORTS, DaemonConfig, check_host
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import Directory
 from swarmd.dht.peers_file import PeersFile
-from swarmd.errors import BootstrapFailed, PortInUse, StateError, UsageError
+from swarmd.errors import BootstrapFailed, PortInUse, StateError, SwarmdError, UsageError
 from swarmd.identity import Identity, PeerId
 from swarmd.node.announced import Announced
 from swarmd.node.announcer import Announcer
@@ -59,7 +62,13 @@ __all__ = ["Daemon"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Progress = Callable[[str, int, int], None]
+
+
+class _Stopped(Exception):
+    """The node was asked to leave before it served; raised in the thread that prepares it."""
 
 
 class Daemon:
@@ -83,6 +92,15 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until stopped. Raises UsageError, ModelError, PortInUse, BootstrapFailed, …"""
+        try:
+            await self._run()
+        except _Stopped:
+            if self.peer_id is None:
+                log.info("stopped before it joined a swarm")
+        finally:
+            self._stop.set()  # a cancel ends the loading thread as a stop does
+
+    async def _run(self) -> None:
         config = self.config
         host = await _resolved(check_host(config.host, config.advertise))
         if config.threads is not None:
@@ -107,28 +125,69 @@ class Daemon:
                 rng=self._rng,
             )
             services = await stack.enter_async_context(TaskOwner("services"))
+            assert self._socket is not None
+            # Who dials by an old announcement learns at once that nobody serves here yet.
+            door = await listen(self._socket.dup(), Connection.abort)
+            stack.callback(door.close)
             try:
                 await self._join(directory)
+                self._check_stop()
                 announced.span = await self._claim(directory, announcer, announced)
                 services.spawn(announcer.run(), name="announcer")
-                await self._load_and_serve(announcer, announced)
+                await self._load_and_serve(announcer, announced, door)
             finally:
                 await self._withdraw(announcer)
 
     async def _folder(self, span: Span | None) -> ModelFolder:
-        return await asyncio.to_thread(
-            resolve_model, self.config.model, span=span, progress=self._progress
+        return await self._in_thread(
+            lambda: resolve_model(self.config.model, span=span, progress=self._report)
         )
 
-    async def _load_and_serve(self, announcer: Announcer, announced: Announced) -> None:
+    async def _blocks(self, folder: ModelFolder, span: Span) -> BlockSpan:
+        config = self.config
+        return await self._in_thread(
+            lambda: BlockSpan(
+                folder,
+                span,
+                dtype=config.dtype,
+                device=config.device,
+                progress=lambda done, total: self._report("loading blocks", done, total),
+            )
+        )
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run a part of the preparation. Raises _Stopped if a stop was asked for meanwhile."""
+        self._check_stop()
+        try:
+            result = await asyncio.to_thread(work)
+        except asyncio.CancelledError:
+            self._stop.set()  # the thread cannot be cancelled, but told
+            raise
+        except SwarmdError:
+            self._check_stop()  # what a stop breaks on its way is no news
+            raise
+        self._check_stop()
+        return result
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        """Progress of a preparation, from its thread. Raises _Stopped to end it."""
+        self._check_stop()
+        if self._progress is not None:
+            self._progress(stage, done, total)
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    async def _load_and_serve(
+        self, announcer: Announcer, announced: Announced, door: asyncio.Server
+    ) -> None:
         config, span = self.config, announced.span
         folder = announced.folder
         if config.blocks.span is None:  # of a hub model, fetches what was chosen meanwhile
             folder = await self._folder(span)
         log.info("loading blocks %s of %s", span, folder.name)
-        blocks = await asyncio.to_thread(
-            BlockSpan, folder, span, dtype=config.dtype, device=config.device
-        )
+        blocks = await self._blocks(folder, span)
         async with Engine(blocks, kv_tokens=config.kv_tokens) as engine:
             announced.throughput = await engine.call(
                 lambda: measured_or_cached(blocks, str(folder.model_id), self.state.throughput_file)
@@ -136,6 +195,7 @@ class Daemon:
             announced.engine = engine
             release_unused_memory()
             if not self._stop.is_set():
+                door.close()
                 await self._serve(announcer, announced, engine)
 
     async def _serve(self, announcer: Announcer, announced: Announced, engine: Engine) -> None:
@@ -164,18 +224,19 @@ class Daemon:
                     announced.describe(PeerState.ONLINE).tokens_per_second,
                     time.monotonic() - self._began,
                 )
-                self._remember_self()
+                await self._remember_self()
                 self.ready.set()
                 await self._stop.wait()
             finally:
                 await self._drain(announcer, server, listener)
 
-    def _remember_self(self) -> None:
+    async def _remember_self(self) -> None:
         """Clients and daemons of this user on this machine find us without `--peer`."""
         assert self.peer_id is not None
         assert self.address is not None
         with contextlib.suppress(StateError):  # a convenience; the node serves without it
-            PeersFile(self.state.peers_file).record([(self.peer_id, self.address, time.time())])
+            own = (self.peer_id, self.address, time.time())
+            await PeersFile(self.state.peers_file).async_record([own])
 
     async def _drain(
         self, announcer: Announcer, server: SessionServer, listener: asyncio.Server
@@ -192,11 +253,14 @@ class Daemon:
 
     async def _withdraw(self, announcer: Announcer) -> None:
         """Tell the swarm, and this machine's peers file, that the node is gone."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5.0):
-                await announcer.withdraw()
-        with contextlib.suppress(StateError):
-            PeersFile(self.state.peers_file).forget([self.peer_id] if self.peer_id else [])
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    await announcer.withdraw()
+        finally:  # once begun, the thread ends its work also if this task is cancelled again
+            with contextlib.suppress(StateError):
+                own = [self.peer_id] if self.peer_id else []
+                await PeersFile(self.state.peers_file).async_forget(own)
         log.info("left the swarm")
 
     @contextlib.asynccontextmanager
@@ -231,12 +295,9 @@ class Daemon:
         A node notes itself before it looks for others, so of two that start at once at least one
         finds the other.
         """
-        self._remember_self()
-        remembered = [
-            address
-            for _, address, _ in PeersFile(self.state.peers_file).load()
-            if address != self.address
-        ]
+        await self._remember_self()
+        known = await PeersFile(self.state.peers_file).async_load()
+        remembered = [address for _, address, _ in known if address != self.address]
         if self.config.peers:
             found = await directory.bootstrap(self.config.peers)
             log.info("joined the swarm through %d contacts", found)

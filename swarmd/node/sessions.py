@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -25,9 +25,11 @@ from swarmd.errors import (
     ModelMismatch,
     PositionOutOfRange,
     RemoteError,
+    SessionTooLong,
     VersionMismatch,
 )
 from swarmd.identity import PeerId
+from swarmd.node.step_queue import StepQueue
 from swarmd.peers import ModelId
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
@@ -95,11 +97,11 @@ class Statistics:
 
 @dataclass(slots=True, eq=False)
 class _Live:
-    """A session on its connection; `steps` feed its worker in order."""
+    """A session on its connection; `steps` feed its worker."""
 
     engine_session: EngineSession
     max_length: int
-    steps: asyncio.Queue[tuple[Step, bytearray, float]] = field(default_factory=asyncio.Queue)
+    steps: StepQueue
 
 
 class SessionServer:
@@ -119,7 +121,7 @@ class SessionServer:
         self.statistics = Statistics()
         self.draining = False
         self._open_connections = 0
-        self._open_sessions = 0
+        self._live: set[_Live] = set()
 
     def frame_limits(self) -> Limits:
         """What a connection may send at a time: the longest step, which zstd may make longer by
@@ -130,7 +132,12 @@ class SessionServer:
 
     @property
     def open_sessions(self) -> int:
-        return self._open_sessions
+        return len(self._live)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Payload bytes of all steps that wait for their session's worker."""
+        return sum(live.steps.waiting_bytes for live in self._live)
 
     async def serve(self, connection: Connection) -> None:
         """Serve one connection until it ends. Never raises but for a cancel or a bug."""
@@ -202,33 +209,51 @@ class SessionServer:
             raise PositionOutOfRange(
                 f"the model has {self.model.max_positions} positions, not {message.max_length}"
             )
+        room = self.engine.budget.tokens
+        if message.max_length > room:
+            raise SessionTooLong(
+                f"a session of {message.max_length} tokens; the attention cache of this node has "
+                f"room for {room} in all"
+            )
         try:
             span = Span(message.start, message.end)
         except ValueError as error:
             raise BlocksNotHeld(str(error)) from error
-        return _Live(self.engine.open(span, message.max_length), message.max_length)
+        engine_session = self.engine.open(span, message.max_length)
+        steps = StepQueue(max_bytes=self.frame_limits().payload)
+        return _Live(engine_session, message.max_length, steps)
 
     async def _serve_session(self, connection: Connection, opening: Open, live: _Live) -> None:
         self.statistics.sessions += 1
-        self._open_sessions += 1
+        self._live.add(live)
         try:
             await self._send(connection, Opened(opening.session, self.engine.kv_free))
             async with TaskOwner(f"session {opening.session.hex()[:8]}") as owner:
                 owner.spawn(self._work(connection, opening.session, live), name="steps")
                 await self._read(connection, live)
         finally:
-            self._open_sessions -= 1
+            self._live.discard(live)
             self.engine.close(live.engine_session)
         await self._send(connection, Closed(opening.session))
 
     async def _read(self, connection: Connection, live: _Live) -> None:
-        """Read until the session is closed; steps go to the worker, in order."""
+        """Read until the session is closed; steps go to the worker, in order.
+
+        While there is no room for another step nothing is read, and TCP slows the client. The
+        worker makes room within the time of a step and of its answer, or ends the session.
+        """
         loop = asyncio.get_running_loop()
         while True:
-            async with asyncio.timeout(self.limits.idle_timeout):
-                message, payload = await connection.receive()
+            await live.steps.wait_for_room()  # our delay: it does not count as the client's silence
+            try:
+                async with asyncio.timeout(self.limits.idle_timeout):
+                    message, payload = await connection.receive()
+            except TimeoutError:
+                if connection.protocol.steps_under_way:
+                    continue  # the client waits for us
+                raise
             if isinstance(message, Step):
-                live.steps.put_nowait((message, payload, loop.time()))
+                live.steps.put(message, payload, loop.time())
             elif isinstance(message, Ping):
                 await self._send(connection, Pong(message.nonce))
             elif isinstance(message, Close):
@@ -237,7 +262,8 @@ class SessionServer:
                 raise BadRequest(f"{message.TYPE} is not expected here")
 
     async def _work(self, connection: Connection, session: bytes, live: _Live) -> None:
-        """Run steps one after the other and answer each."""
+        """Run steps one after the other and answer each. Raises ConnectionLost, which ends the
+        session also where its reader waits for room."""
         while True:
             step, payload, arrived = await live.steps.get()
             try:
@@ -252,10 +278,7 @@ class SessionServer:
                 continue
             meta, out, queue_us, compute_us = result
             output = Output(session, step.step, queue_us, compute_us, self.engine.kv_free, meta)
-            try:
-                await self._send(connection, output, out)
-            except ConnectionLost:
-                return
+            await self._send(connection, output, out)
 
     async def _send(
         self, connection: Connection, message: Message, payload: memoryview | bytes = b""

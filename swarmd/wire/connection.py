@@ -22,7 +22,9 @@ __all__ = ["Connection", "Received"]
 Received = tuple[Message, bytearray]
 
 MAX_FRAMES_WAITING = 16
-"""Frames that nobody has taken yet; beyond them reading stops, and TCP slows the sender."""
+"""Frames that nobody has taken yet; beyond them reading stops, and TCP slows the sender. It stops
+as well when their payloads are together longer than one payload may be, so that no more than two
+of the largest are held."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -48,6 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         self._on_made = on_made
         self._transport: asyncio.Transport | None = None
         self._frames: deque[Frame] = deque()
+        self._waiting_bytes = 0
         self._failure: SwarmdError | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writers: deque[asyncio.Future[None]] = deque()
@@ -71,6 +74,11 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def state(self) -> State:
         return self.protocol.state
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the payloads that have arrived whole and that nobody has taken."""
+        return self._waiting_bytes
 
     async def send(self, message: Message, payload: Buffer = b"") -> None:
         """Send one message; waits while the peer reads too slowly. Raises ConnectionLost."""
@@ -108,7 +116,8 @@ class Connection(asyncio.BufferedProtocol):
             finally:
                 self._reader = None
         frame = self._frames.popleft()
-        if self._paused_reading and len(self._frames) < MAX_FRAMES_WAITING // 2:
+        self._waiting_bytes -= len(frame.payload)
+        if self._paused_reading and not self._has_enough(MAX_FRAMES_WAITING // 2):
             self._paused_reading = False
             assert self._transport is not None
             self._transport.resume_reading()
@@ -174,7 +183,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
         while (frame := self._decoder.next_frame()) is not None:
             self._frames.append(frame)
-        if len(self._frames) >= MAX_FRAMES_WAITING and not self._paused_reading:
+            self._waiting_bytes += len(frame.payload)
+        if not self._paused_reading and self._has_enough(MAX_FRAMES_WAITING):
             assert self._transport is not None
             self._paused_reading = True
             self._transport.pause_reading()
@@ -204,6 +214,11 @@ class Connection(asyncio.BufferedProtocol):
             waiter = self._writers.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _has_enough(self, max_frames: int) -> bool:
+        """Whether so many frames, or so many bytes, wait that no more should be read."""
+        most = self.protocol.limits.payload
+        return len(self._frames) >= max_frames or self._waiting_bytes > most
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -18,6 +18,7 @@ import msgpack
 from swarmd.errors import REMOTE_ERRORS, BadRequest, InternalError, RemoteError, UnknownMessage
 from swarmd.identity import PEER_ID_BYTES
 from swarmd.peers import MODEL_ID_BYTES
+from swarmd.printable import printable
 from swarmd.wire.tensors import TensorMeta
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
 PROTOCOL_VERSION = 1
 SESSION_ID_BYTES = 16
 MAX_TEXT = 1024
+MAX_ERROR_TEXT = 500
+"""Characters kept of a peer's sentence, which ends in logs and on terminals."""
 MAX_POSITION = 1 << 24
 _U32 = (1 << 32) - 1
 
@@ -282,10 +285,10 @@ class ErrorMessage:
         return cls(error.code, str(error)[:MAX_TEXT], retry_ms, step, fatal)
 
     def to_error(self) -> RemoteError:
-        """The error that it stands for; an unknown code is the peer's bug."""
+        """The error that it stands for, its text printable; an unknown code is the peer's bug."""
         retry_after = None if self.retry_after_ms is None else self.retry_after_ms / 1000
         cls = REMOTE_ERRORS.get(self.code, InternalError)
-        return cls(self.message, retry_after=retry_after)
+        return cls(printable(self.message, MAX_ERROR_TEXT), retry_after=retry_after)
 
 
 def _boolean(value: object) -> bool:

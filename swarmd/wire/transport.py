@@ -119,23 +119,27 @@ async def greet(
     return Greeted(connection, peer_id, span, message.dtype, message.max_payload)
 
 
-def bind(address: Address) -> socket.socket:
-    """A TCP socket that holds `address` but does not listen yet; port 0 takes a free one.
+BACKLOG = 100
+"""Connections that may wait in the kernel: as many as asyncio's own default."""
 
-    Raises PortInUse, or Unreachable where the address is not one of this machine.
+
+def bind(address: Address) -> socket.socket:
+    """A TCP socket that listens at `address`; port 0 takes a free one.
+
+    It listens at once, since the system gives an address that is only bound to the next program
+    that asks. Connections wait in its backlog until :func:`listen` takes them; closing the socket
+    resets them. Raises PortInUse, or Unreachable where the address is not one of this machine.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address.host, address.port))
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {address.port} on {address.host} is taken; choose another by --port, "
-                "or leave --port out"
-            ) from error
+            raise _taken(address) from error
         reason = error.strerror or str(error)
         raise Unreachable(f"cannot listen on {address}: {reason}; see --host") from error
     return sock
@@ -147,7 +151,26 @@ async def listen(
     *,
     limits: Limits = DEFAULT_LIMITS,
 ) -> asyncio.Server:
-    """Listen on a bound socket; every accepted connection is handed over at once."""
-    return await asyncio.get_running_loop().create_server(
-        lambda: Connection(Role.LISTENER, limits=limits, on_made=on_connection), sock=sock
+    """Accept on a socket of :func:`bind`; every connection is handed over at once.
+
+    Raises PortInUse for a socket that was only bound, when another program listens there.
+    """
+    try:
+        sock.listen(BACKLOG)  # uvloop's own call does not tell of a failure
+        return await asyncio.get_running_loop().create_server(
+            lambda: Connection(Role.LISTENER, limits=limits, on_made=on_connection),
+            sock=sock,
+            backlog=BACKLOG,
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            host, port = sock.getsockname()[:2]
+            raise _taken(Address(host, port)) from error
+        raise
+
+
+def _taken(address: Address) -> PortInUse:
+    return PortInUse(
+        f"port {address.port} on {address.host} is taken; choose another by --port, "
+        "or leave --port out"
     )

@@ -1,77 +1,23 @@
-"""One connection over real sockets: back-pressure, cuts, cancels, and refusals, on both loops."""
+"""One connection over real sockets: back-pressure, cuts, cancels, on both loops."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-import struct
-from collections.abc import Callable
 
 import pytest
 
-from swarmd.errors import (
-    BadOutput,
-    BadRequest,
-    Busy,
-    ConnectionLost,
-    FrameTooLarge,
-    PeerMismatch,
-    PeerTimeout,
-    SwarmdError,
-    UnknownMessage,
-    Unreachable,
-    VersionMismatch,
-)
-from swarmd.identity import Identity
-from swarmd.peers import Address
+from swarmd.errors import ConnectionLost
 from swarmd.tasks import TaskOwner
-from swarmd.wire.connection import MAX_FRAMES_WAITING, Connection
+from swarmd.wire.connection import MAX_FRAMES_WAITING
 from swarmd.wire.frames import Limits, encode_preamble
-from swarmd.wire.messages import (
-    MESSAGES,
-    Closed,
-    ErrorMessage,
-    Hello,
-    Open,
-    Opened,
-    Output,
-    Ping,
-    Pong,
-    Step,
-    Welcome,
-    encode_header,
-)
-from swarmd.wire.protocol import LocalMisuse, Role, State
+from swarmd.wire.messages import Output, Ping, Pong, Step, encode_header
+from swarmd.wire.protocol import Role, State
 from swarmd.wire.tensors import TensorMeta
-from swarmd.wire.transport import Greeting, bind, dial, listen
 from tests.conftest import Runner
-from tests.wire.ends import Greeter, joined, joined_raw, tcp_pair
-from tests.wire.samples import MODEL, PAYLOAD, SAMPLES, SESSION, of_type
-
-HELLO = Hello(1, "test", b"", b"")
-MIB = 1 << 20
-
-
-def framed(message: object, payload: bytes = b"") -> bytes:
-    return encode_preamble(encode_header(message), len(payload)) + payload  # type: ignore[arg-type]
-
-
-PING = framed(Ping(7))
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Poll; a condition that never comes fails the test."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def in_session(dialler: Connection, listener: Connection) -> None:
-    await dialler.send(Open(SESSION, 0, 6, 64))
-    await listener.receive()
-    await listener.send(Opened(SESSION, 1))
-    await dialler.receive()
+from tests.wire.ends import joined, joined_raw
+from tests.wire.samples import SESSION
+from tests.wire.talk import HELLO, MIB, PING, framed, in_session, until
 
 
 def test_messages_and_payloads_both_ways(run_either: Runner) -> None:
@@ -162,6 +108,34 @@ def test_large_frames_wait_in_the_kernel_not_here(run_either: Runner) -> None:
                     assert len(got) == MIB
                 await task
             assert sent == 60
+
+    run_either(work())
+
+
+def test_the_bytes_that_wait_here_are_bounded(run_either: Runner) -> None:
+    """Of the largest frames two are held, of small ones as many as the count allows."""
+
+    async def work() -> None:
+        async with joined(greeted=True, limits=Limits(payload=MIB)) as (dialler, listener):
+            await in_session(dialler, listener)
+            sizes = [MIB, MIB, MIB, 4, 4, MIB // 2, MIB // 2, MIB // 2, MIB, 4] * 3
+
+            async def flood() -> None:
+                for number, size in enumerate(sizes):
+                    meta = TensorMeta("float32", (1, size // 4, 1))
+                    await dialler.send(Step(SESSION, number, 0, 0, meta), bytes(size))
+
+            async with TaskOwner("test") as owner:
+                task = owner.spawn(flood(), name="flood")
+                await until(lambda: listener._paused_reading)
+                for number, size in enumerate(sizes):
+                    assert listener.waiting_bytes <= 2 * MIB
+                    message, payload = await listener.receive()
+                    assert isinstance(message, Step)
+                    assert (message.step, len(payload)) == (number, size)
+                await task
+            assert listener.waiting_bytes == 0
+            assert listener.is_usable
 
     run_either(work())
 
@@ -336,170 +310,3 @@ def test_a_cancelled_send_leaves_no_half_frame(run_either: Runner) -> None:
             await following
 
     run_either(work())
-
-
-BROKEN: list[tuple[bytes, type[BadRequest]]] = [
-    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", FrameTooLarge),
-    (bytes(8), BadRequest),
-    (struct.pack(">II", 1, 0xFFFFFFFF), FrameTooLarge),
-    (encode_preamble(b"\xc1", 0), BadRequest),
-    (encode_preamble(b"\x81\xa1t\xa3huh", 0), UnknownMessage),
-    (PING, BadRequest),
-    (framed(HELLO)[:4] + struct.pack(">I", 3) + framed(HELLO)[8:] + b"abc", FrameTooLarge),
-]
-
-
-@pytest.mark.parametrize(("data", "kind"), BROKEN, ids=range(len(BROKEN)))
-def test_what_breaks_the_protocol_is_refused_with_its_type(
-    data: bytes, kind: type[BadRequest], run_either: Runner
-) -> None:
-    async def work() -> None:
-        one, two = tcp_pair()
-        loop = asyncio.get_running_loop()
-        _, listener = await loop.create_connection(lambda: Connection(Role.LISTENER), sock=two)
-        one.setblocking(False)
-        with one:
-            await loop.sock_sendall(one, data)
-            with pytest.raises(kind) as caught:
-                await listener.receive()
-            assert type(caught.value) is kind
-            assert not await listener.refuse(caught.value), "the connection ends"
-            assert listener.state is State.ENDED
-            answer = b""
-            async with asyncio.timeout(10):
-                while piece := await loop.sock_recv(one, 4096):
-                    answer += piece
-            header = encode_header(ErrorMessage.of(caught.value, fatal=True))
-            assert answer == encode_preamble(header, 0)
-        await listener.close()
-
-    run_either(work())
-
-
-def test_a_refusal_after_a_fatal_error_of_the_other_side(run_either: Runner) -> None:
-    """The peer has ended it already: there is nothing to say, and no bug of ours."""
-
-    async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
-            await dialler.send(ErrorMessage("bad_request", "you are wrong", fatal=True))
-            message, _ = await listener.receive()
-            assert isinstance(message, ErrorMessage)
-            assert not await listener.refuse(BadRequest("error is not expected here"))
-            assert not listener.is_usable
-
-    run_either(work())
-
-
-def test_what_a_refusal_ends_and_what_not(run_either: Runner) -> None:
-    async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
-            await dialler.send(Open(SESSION, 0, 6, 64))
-            await listener.receive()
-            assert await listener.refuse(Busy("full", retry_after=2.0))
-            message, _ = await dialler.receive()
-            assert isinstance(message, ErrorMessage)
-            assert message.to_error().retry_after == 2.0
-            assert dialler.state is listener.state is State.IDLE
-            await in_session(dialler, listener)
-            meta = TensorMeta("float32", (1, 1, 1))
-            await dialler.send(Step(SESSION, 4, 0, 0, meta), bytes(4))
-            await listener.receive()
-            assert await listener.refuse(BadRequest("this step alone"), step=4)
-            await dialler.receive()
-            assert dialler.state is listener.state is State.SESSION
-            assert dialler.is_usable
-
-    run_either(work())
-
-
-def test_our_own_mistake_is_no_fault_of_the_peer(run_either: Runner) -> None:
-    async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
-            with pytest.raises(LocalMisuse):
-                await dialler.send(Closed(SESSION))
-            await dialler.send(Ping(1))
-            assert (await listener.receive())[0] == Ping(1)
-
-    run_either(work())
-
-
-def test_limits_of_one_side(run_either: Runner) -> None:
-    async def work() -> None:
-        async with joined_raw(Role.LISTENER, limits=Limits(header=40, payload=0)) as (end, raw):
-            raw.sendall(framed(Hello(1, "x" * 100, b"", b"")))
-            with pytest.raises(FrameTooLarge):
-                await end.receive()
-
-    run_either(work())
-
-
-# ---- dialling and greeting ---------------------------------------------------------------------
-
-
-async def answering(data: bytes, expected: type[SwarmdError]) -> None:
-    """Dial a listener that answers any greeting with `data`."""
-    server = await asyncio.start_server(lambda reader, writer: writer.write(data), "127.0.0.1", 0)
-    async with server:
-        address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-        with pytest.raises(expected) as caught:
-            await dial(address, Greeting(), timeout=5.0)
-        assert type(caught.value) is expected
-
-
-HOSTILE_GREETINGS = [
-    (b"HTTP/1.1 400 Bad Request\r\n\r\n", BadOutput),
-    (bytes(64), BadOutput),
-    (b"\xff" * 64, BadOutput),
-    *((framed(message), BadOutput) for message in SAMPLES
-      if not isinstance(message, Welcome | ErrorMessage)),
-    (framed(of_type(Step), PAYLOAD), BadOutput),
-    (framed(of_type(Output), PAYLOAD), BadOutput),
-    (framed(ErrorMessage("busy", "full", 5000, None, False)), BadOutput),
-    (framed(ErrorMessage("busy", "full", 5000, None, True)), Busy),
-    (framed(Welcome(2, "x", b"p" * 20, MODEL, 0, 6, "float32", 1)), VersionMismatch),
-    (framed(Welcome(1, "x", b"p" * 20, MODEL, 6, 6, "float32", 1)), BadOutput),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("data", "expected"), HOSTILE_GREETINGS, ids=range(len(HOSTILE_GREETINGS)))
-def test_whatever_answers_a_greeting_is_one_typed_error(
-    data: bytes, expected: type[SwarmdError], run_async: Runner
-) -> None:
-    run_async(answering(data, expected))
-
-
-def test_every_message_was_tried_as_a_greeting() -> None:
-    assert {type(message) for message in SAMPLES} == set(MESSAGES.values())
-
-
-def test_dialling_the_wrong_peer_the_dead_and_the_silent(run_either: Runner) -> None:
-    async def work() -> None:
-        async with Greeter() as greeter:
-            greeted = await dial(greeter.address, Greeting(), expected=greeter.peer_id)
-            assert greeted.peer_id == greeter.peer_id
-            await greeted.connection.close()
-            with pytest.raises(PeerMismatch):
-                await dial(greeter.address, Greeting(), expected=Identity.generate().peer_id)
-        with pytest.raises(Unreachable):
-            await dial(greeter.address, Greeting())
-        silent: list[Connection] = []
-        listener = await listen(bind(Address("127.0.0.1", 0)), silent.append)
-        try:
-            address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
-            with pytest.raises(PeerTimeout):
-                await dial(address, Greeting(), timeout=0.1)
-        finally:
-            listener.close()
-            for connection in silent:
-                connection.abort()
-                await connection.close()
-
-    run_either(work())
-
-
-@pytest.fixture(autouse=True)
-def no_loop_errors(caplog: pytest.LogCaptureFixture) -> object:
-    """What a loop logs (a callback that raised) fails the test."""
-    yield
-    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
-    assert not errors, errors

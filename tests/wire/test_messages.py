@@ -18,6 +18,7 @@ from swarmd.errors import (
     UnknownMessage,
 )
 from swarmd.wire.messages import (
+    MAX_ERROR_TEXT,
     MAX_TEXT,
     MESSAGES,
     WITH_PAYLOAD,
@@ -194,7 +195,7 @@ def test_ten_thousand_mutated_headers() -> None:
 
 
 def test_every_remote_error_has_a_code_of_its_own() -> None:
-    classes = errors.error_classes(RemoteError)
+    classes = errors.error_classes(RemoteError)[1:]  # the base never travels
     assert len({cls.code for cls in classes}) == len(classes)
     assert {cls.code: cls for cls in classes} == REMOTE_ERRORS
     for cls in classes:
@@ -220,6 +221,13 @@ def test_an_unknown_code_is_an_internal_error_of_the_peer() -> None:
     error = ErrorMessage("from_the_future", "new words").to_error()
     assert type(error) is InternalError
     assert str(error) == "new words"
+
+
+def test_an_error_text_of_a_peer_prints_as_one_short_line() -> None:
+    error = ErrorMessage("busy", "full\n\x1b[2Jgone \u202e" + "x" * 990).to_error()
+    assert str(error).isprintable()
+    assert str(error).startswith("full\\n\\x1b[2Jgone \\u202exxx")
+    assert len(str(error)) == MAX_ERROR_TEXT == 500
 
 
 def test_an_endless_error_text_is_cut_to_what_the_other_side_accepts() -> None:

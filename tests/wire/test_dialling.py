@@ -1,0 +1,139 @@
+"""Dialling and greeting, and a port that is held before it is served."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+
+import pytest
+
+from swarmd.errors import (
+    BadOutput,
+    Busy,
+    PeerMismatch,
+    PeerTimeout,
+    PortInUse,
+    SwarmdError,
+    Unreachable,
+    VersionMismatch,
+)
+from swarmd.identity import Identity
+from swarmd.peers import Address
+from swarmd.wire.connection import Connection
+from swarmd.wire.messages import MESSAGES, ErrorMessage, Output, Step, Welcome
+from swarmd.wire.transport import Greeting, bind, dial, listen
+from tests.conftest import Runner
+from tests.wire.ends import Greeter
+from tests.wire.samples import MODEL, PAYLOAD, SAMPLES, of_type
+from tests.wire.talk import HELLO, framed, until
+
+
+async def answering(data: bytes, expected: type[SwarmdError]) -> None:
+    """Dial a listener that answers any greeting with `data`."""
+    server = await asyncio.start_server(lambda reader, writer: writer.write(data), "127.0.0.1", 0)
+    async with server:
+        address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        with pytest.raises(expected) as caught:
+            await dial(address, Greeting(), timeout=5.0)
+        assert type(caught.value) is expected
+
+
+HOSTILE_GREETINGS = [
+    (b"HTTP/1.1 400 Bad Request\r\n\r\n", BadOutput),
+    (bytes(64), BadOutput),
+    (b"\xff" * 64, BadOutput),
+    *((framed(message), BadOutput) for message in SAMPLES
+      if not isinstance(message, Welcome | ErrorMessage)),
+    (framed(of_type(Step), PAYLOAD), BadOutput),
+    (framed(of_type(Output), PAYLOAD), BadOutput),
+    (framed(ErrorMessage("busy", "full", 5000, None, False)), BadOutput),
+    (framed(ErrorMessage("busy", "full", 5000, None, True)), Busy),
+    (framed(Welcome(2, "x", b"p" * 20, MODEL, 0, 6, "float32", 1)), VersionMismatch),
+    (framed(Welcome(1, "x", b"p" * 20, MODEL, 6, 6, "float32", 1)), BadOutput),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "expected"), HOSTILE_GREETINGS, ids=range(len(HOSTILE_GREETINGS)))
+def test_whatever_answers_a_greeting_is_one_typed_error(
+    data: bytes, expected: type[SwarmdError], run_async: Runner
+) -> None:
+    run_async(answering(data, expected))
+
+
+def test_every_message_was_tried_as_a_greeting() -> None:
+    assert {type(message) for message in SAMPLES} == set(MESSAGES.values())
+
+
+def test_dialling_the_wrong_peer_the_dead_and_the_silent(run_either: Runner) -> None:
+    async def work() -> None:
+        async with Greeter() as greeter:
+            greeted = await dial(greeter.address, Greeting(), expected=greeter.peer_id)
+            assert greeted.peer_id == greeter.peer_id
+            await greeted.connection.close()
+            with pytest.raises(PeerMismatch):
+                await dial(greeter.address, Greeting(), expected=Identity.generate().peer_id)
+        with pytest.raises(Unreachable):
+            await dial(greeter.address, Greeting())
+        silent: list[Connection] = []
+        listener = await listen(bind(Address("127.0.0.1", 0)), silent.append)
+        try:
+            address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
+            with pytest.raises(PeerTimeout):
+                await dial(address, Greeting(), timeout=0.1)
+        finally:
+            listener.close()
+            for connection in silent:
+                connection.abort()
+                await connection.close()
+
+    run_either(work())
+
+
+def test_a_port_is_held_before_it_is_served() -> None:
+    with bind(Address("127.0.0.1", 0)) as held:
+        address = Address("127.0.0.1", held.getsockname()[1])
+        with pytest.raises(PortInUse, match=f"port {address.port} on 127.0.0.1 is taken"):
+            bind(address)
+    bind(address).close()
+
+
+def test_who_dials_early_is_served_later(run_either: Runner) -> None:
+    async def work() -> None:
+        held = bind(Address("127.0.0.1", 0))
+        early = socket.create_connection(held.getsockname())
+        found: list[Connection] = []
+        with early:
+            listener = await listen(held, found.append)
+            await until(lambda: len(found) == 1)
+            early.sendall(framed(HELLO))
+            assert (await found[0].receive())[0] == HELLO
+            listener.close()
+            found[0].abort()
+            await found[0].close()
+
+    run_either(work())
+
+
+def test_who_waits_when_the_port_is_given_up_is_told() -> None:
+    held = bind(Address("127.0.0.1", 0))
+    with socket.create_connection(held.getsockname(), timeout=20) as early:
+        held.close()
+        with pytest.raises(ConnectionResetError):
+            early.recv(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the second bind is refused")
+def test_a_port_that_another_program_took_meanwhile(run_either: Runner) -> None:
+    async def work() -> None:
+        with socket.socket() as late:
+            late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                other.bind(("127.0.0.1", 0))
+                late.bind(other.getsockname())
+                other.listen()
+                with pytest.raises(PortInUse, match="taken"):
+                    await listen(late, lambda connection: None)
+
+    run_either(work())
