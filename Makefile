@@ -51,6 +51,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.decode
 	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.codec
+	$(BIN)/python -m bench.rows
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

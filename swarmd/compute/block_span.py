@@ -13,7 +13,7 @@ from swarmd.blocks import Span
 from swarmd.compute.cut_model import forked, keep_blocks, layer_stack
 from swarmd.compute.kv_cache import KvBudget, SessionCache
 from swarmd.compute.row_linear import use_faster_rows
-from swarmd.compute.weights import WeightFolder, load_part, torch_dtype
+from swarmd.compute.weights import BlockProgress, WeightFolder, load_part, torch_dtype
 from swarmd.errors import BlocksNotHeld
 
 __all__ = ["BlockSpan"]
@@ -30,15 +30,24 @@ class BlockSpan:
     """
 
     def __init__(
-        self, folder: WeightFolder, span: Span, *, dtype: str, device: str = "cpu"
+        self,
+        folder: WeightFolder,
+        span: Span,
+        *,
+        dtype: str,
+        device: str = "cpu",
+        progress: BlockProgress | None = None,
+        faster_rows: bool = True,
     ) -> None:
-        """Read the blocks' weights. Raises ModelError, UnsupportedModel."""
+        """Read the blocks' weights. Raises ModelError, UnsupportedModel, and what `progress`
+        raises. Without `faster_rows` they stay as they were loaded (benches compare)."""
         self.span = span
         self.dtype = dtype
         self.device = device
         self.torch_dtype = torch_dtype(dtype)
-        self._model = load_part(folder, span, dtype=dtype, device=device)
-        use_faster_rows(self._model)
+        self._model = load_part(folder, span, dtype=dtype, device=device, progress=progress)
+        if faster_rows:
+            use_faster_rows(self._model)
         self.hidden_size = int(self._model.config.hidden_size)
         self._views: OrderedDict[Span, Any] = OrderedDict()
         owner = layer_stack(self._model)[0]

@@ -1,24 +1,42 @@
-"""Linear layers that use the faster of two kernels for a single row, which is what decode runs.
+"""Linear layers laid out and computed so that a single row, which is what decode runs, is fast.
 
-A decode step is bound by reading the weights once. On processors without AVX-512, torch's fp32
-matrix-vector product reaches half of the memory bandwidth, and numpy's (OpenBLAS) nearly all of
-it; elsewhere it may be the other way round. So the choice is measured on the loaded weights.
-Only fp32 on the CPU is concerned; several rows at a time always go through torch.
+A decode step reads every weight once and does little else, so it should run at the speed of
+memory. How near it comes depends on the kernel, and the kernel on the order of the weights in
+memory: row by row, as checkpoints have them, a product with one row is a dot product an output;
+column by column it is a scaled sum of columns, which on some processors reads twice as fast.
+Which is faster differs by shape and processor, as does torch's kernel against numpy's
+(OpenBLAS), so each shape is measured on the loaded weights. Values, shapes and names of the
+weights stay as they are: a layout is a matter of strides.
+
+Only the CPU is concerned; several rows at a time always go through torch, in either layout.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-__all__ = ["RowLinear", "use_faster_rows"]
+__all__ = ["Kernel", "RowLinear", "kernel_seconds", "linear_shapes", "use_faster_rows"]
 
 TRIALS = 5
+SAMPLE_BYTES = 64 << 20
+"""Weights of a shape that a trial reads: more than processors cache, where there are so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How a shape's products with one row are computed. The default is what checkpoints give."""
+
+    by_columns: bool = False
+    by_numpy: bool = False
 
 
 class RowLinear(nn.Linear):
@@ -27,51 +45,75 @@ class RowLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.numel() != self.in_features:
             return super().forward(input)
-        return _row_product(self, input)
+        product = input.numpy().reshape(-1) @ self.weight.numpy().T
+        output = torch.from_numpy(product).view(*input.shape[:-1], self.out_features)
+        return output if self.bias is None else output + self.bias
 
 
-def _row_product(layer: nn.Linear, row: torch.Tensor) -> torch.Tensor:
-    product = layer.weight.numpy() @ row.numpy().reshape(-1)
-    output = torch.from_numpy(product).view(*row.shape[:-1], layer.out_features)
-    return output if layer.bias is None else output + layer.bias
+def linear_shapes(model: nn.Module) -> dict[tuple[int, int], list[nn.Linear]]:
+    """The plain linear layers on the CPU, by shape (outputs, inputs)."""
+    shapes: defaultdict[tuple[int, int], list[nn.Linear]] = defaultdict(list)
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.device.type == "cpu":
+            shapes[module.out_features, module.in_features].append(module)
+    return shapes
 
 
-def use_faster_rows(model: nn.Module) -> bool:
-    """Turn the model's linear layers into :class:`RowLinear` if that is faster here.
+def use_faster_rows(model: nn.Module) -> dict[tuple[int, int], Kernel]:
+    """Give the model's linear layers the layout and the kernel that are fastest here.
 
-    Returns whether it did. numpy's own threads are limited to one first: they and torch's would
-    wait for one another's cores, which costs many times what they gain.
+    Returns what was chosen, by shape (outputs, inputs).
     """
-    layers = [
-        module
-        for module in model.modules()
-        if type(module) is nn.Linear
-        and module.weight.dtype == torch.float32
-        and module.weight.device.type == "cpu"
-    ]
-    if not layers:
-        return False
-    threadpool_limits(limits=1, user_api="blas")
-    largest = sorted(layers, key=lambda layer: layer.weight.numel())[-TRIALS:]
+    shapes = linear_shapes(model)
+    chosen = {}
     with torch.inference_mode():
-        by_torch = _median_seconds(largest, nn.Linear.forward)
-        by_numpy = _median_seconds(largest, _row_product)
-    if by_numpy >= by_torch:
-        return False
-    for layer in layers:
+        for shape, layers in shapes.items():
+            chosen[shape] = _fastest(layers)
+            for layer in layers:
+                _apply(chosen[shape], layer)
+    return chosen
+
+
+def _apply(kernel: Kernel, layer: nn.Linear) -> None:
+    if kernel.by_columns:
+        layer.weight.data = layer.weight.data.t().contiguous().t()
+    if kernel.by_numpy:
         layer.__class__ = RowLinear
-    return True
 
 
-def _median_seconds(
-    layers: list[nn.Linear], forward: Callable[[nn.Linear, torch.Tensor], torch.Tensor]
-) -> float:
-    """The median time a layer, over layers in turn, so that their weights are not in the cache."""
-    times = []
-    for _ in range(TRIALS):
-        for layer in layers:
-            row = torch.zeros(1, 1, layer.in_features)
-            began = time.perf_counter()
-            forward(layer, row)
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def kernel_seconds(layers: Sequence[nn.Linear]) -> dict[Kernel, list[float]]:
+    """Seconds that a product of each of some `layers` with one row takes by each kernel.
+
+    All `layers` have one shape. Some are copied, tried in turn, `TRIALS` times over. numpy's own
+    threads are limited to one, for good: they and torch's would wait for one another's cores,
+    which costs many times what they gain.
+    """
+    threadpool_limits(limits=1, user_api="blas")
+    weight = layers[0].weight
+    sample = layers[: max(1, SAMPLE_BYTES // (weight.numel() * weight.element_size()))]
+    row = torch.ones(1, 1, layers[0].in_features, dtype=weight.dtype)
+    trials = {
+        kernel: [_copied(kernel, layer) for layer in sample]
+        for kernel in (Kernel(*flags) for flags in itertools.product((False, True), repeat=2))
+        if not kernel.by_numpy or weight.dtype == torch.float32
+    }
+    seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in trials}
+    for _, (kernel, copies) in itertools.product(range(TRIALS), trials.items()):
+        began = time.perf_counter()
+        for copy in copies:
+            copy(row)
+        seconds[kernel].append((time.perf_counter() - began) / len(copies))
+    return seconds
+
+
+def _fastest(layers: Sequence[nn.Linear]) -> Kernel:
+    seconds = kernel_seconds(layers)
+    return min(seconds, key=lambda kernel: statistics.median(seconds[kernel]))
+
+
+def _copied(kernel: Kernel, layer: nn.Linear) -> nn.Linear:
+    """A layer over the same weights, or over a copy in another order."""
+    copy = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    copy.weight = nn.Parameter(layer.weight.data, requires_grad=False)
+    _apply(kernel, copy)
+    return copy
