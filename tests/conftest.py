@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from swarmd.cli.runtime import prepare_libraries
+
+prepare_libraries()  # as every command does, before anything imports torch
 
 
 def _descriptors() -> dict[str, str]:

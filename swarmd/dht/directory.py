@@ -14,7 +14,7 @@ from types import TracebackType
 from swarmd.clock import Clock, SystemClock
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.node import SwarmServer
-from swarmd.dht.peers_file import PeersFile
+from swarmd.dht.peers_file import Entry, PeersFile
 from swarmd.dht.records import INDEX_KEY, Record, key_for, keys_of, pack
 from swarmd.errors import BootstrapFailed, DhtError, StateError
 from swarmd.identity import Identity, PeerId
@@ -113,13 +113,14 @@ class Directory:
         """Closed: no task and no socket is left. Idempotent."""
         if self._server is None or not self._open:
             return
-        await self._remember()
+        entries = self._live()
         self._open = False
         self._server.stop()  # first, so that no datagram starts a task while tasks are ended
         try:
             await self._owner.__aexit__(exc_type, exc, traceback)
         finally:
             await self._server.wait_closed()
+            await self._note(entries)  # last: it may wait for a lock, and may be cancelled there
 
     @property
     def address(self) -> Address:
@@ -148,7 +149,7 @@ class Directory:
         server = self._running()
         given = [address for address in dict.fromkeys(contacts) if address != self.address]
         self._known = list(dict.fromkeys([*self._known, *given]))
-        found = await server.bootstrap(given or self._candidates(), timeout)
+        found = await server.bootstrap(given or await self._candidates(), timeout)
         self._bootstrapped = True  # from now on, lost contacts are looked for again
         if not found and given:
             names = ", ".join(map(str, given))
@@ -260,12 +261,26 @@ class Directory:
             self._sequence = max([self._sequence, *newer])  # we forgot it; the swarm did not
         return placements[0].holders
 
-    def _candidates(self) -> list[Address]:
+    async def _candidates(self) -> list[Address]:
         remembered: list[Address] = []
         if self._peers_file is not None:
-            entries = self._peers_file.load()[: self._config.max_bootstrap_from_file]
-            remembered = [address for peer, address, _ in entries if peer != self.peer_id]
+            entries = await self._peers_file.async_load()
+            newest = entries[: self._config.max_bootstrap_from_file]
+            remembered = [address for peer, address, _ in newest if peer != self.peer_id]
         return list(dict.fromkeys([*self._known, *remembered]))
+
+    def _live(self) -> list[Entry]:
+        now = self._clock.wall()
+        return [(peer, address, now) for peer, address in self.contacts()]
+
+    async def _note(self, entries: list[Entry]) -> None:
+        """Put them into the peers file; trouble with it is worth one warning."""
+        if self._peers_file is None or not entries:
+            return
+        try:
+            await self._peers_file.async_record(entries)
+        except StateError as exc:
+            log.warning("%s", exc)
 
     # --- periodic work ---
 
@@ -276,7 +291,7 @@ class Directory:
         server = self._running()
         if not self._bootstrapped or self.contacts():
             return
-        if await server.bootstrap(self._candidates()):
+        if await server.bootstrap(await self._candidates()):
             self._joined.set()
 
     async def _check_contacts(self) -> None:
@@ -286,22 +301,14 @@ class Directory:
         if not self._bootstrapped:
             return
         contacts = {address for _, address in self.contacts()}
-        strangers = [address for address in self._candidates() if address not in contacts]
+        strangers = [address for address in await self._candidates() if address not in contacts]
         count = min(self._config.strangers_tried, len(strangers))
         if count:
             await server.bootstrap(self._rng.sample(strangers, count))
 
     async def _remember(self) -> None:
-        """Note the live contacts in the peers file; trouble with it is worth one warning."""
-        if self._peers_file is None:
-            return
-        now = self._clock.wall()
-        try:
-            entries = [(peer, address, now) for peer, address in self.contacts()]
-            if entries:
-                self._peers_file.record(entries)
-        except StateError as exc:
-            log.warning("%s", exc)
+        """Note the live contacts in the peers file."""
+        await self._note(self._live())
 
     async def _repair(self) -> None:
         """Hand our last record to contacts that came after it was placed."""

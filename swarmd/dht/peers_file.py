@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,9 +21,10 @@ try:
 except ImportError:  # Windows has no fcntl; a rename is atomic there too, only merging is not
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PeersFile"]
+__all__ = ["Entry", "PeersFile"]
 
 Entry = tuple[PeerId, Address, float]
+"""A peer, where it was, and when it last answered in seconds since the epoch."""
 
 MAX_PEERS = 200
 """Entries kept, those that answered last."""
@@ -37,8 +39,9 @@ class PeersFile:
     """`{"peers": [{"id", "host", "port", "last_ok"}]}`, `last_ok` in seconds since the epoch.
 
     Writing is atomic (a new file, fsync, rename) and merges with what is on disk. A file that is
-    missing, cut short or garbage counts as empty. All methods block: for milliseconds,
-    for a second at most while others write.
+    missing, cut short or garbage counts as empty. The plain methods block: for milliseconds,
+    for a second at most while others write. Those named `async_` do the same in a thread and are
+    what an event loop may call; a write goes on to its end when the caller is cancelled.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -63,6 +66,18 @@ class PeersFile:
         """Remove peers. Raises StateError when the file cannot be written."""
         gone = set(ids)
         self._update(lambda old: [entry for entry in old if entry[0] not in gone])
+
+    async def async_load(self) -> list[Entry]:
+        """`load`, off the event loop."""
+        return await asyncio.to_thread(self.load)
+
+    async def async_record(self, entries: Iterable[Entry]) -> None:
+        """`record`, off the event loop. `entries` are read before it waits."""
+        await asyncio.to_thread(self.record, list(entries))
+
+    async def async_forget(self, ids: Iterable[PeerId]) -> None:
+        """`forget`, off the event loop. `ids` are read before it waits."""
+        await asyncio.to_thread(self.forget, list(ids))
 
     def _update(self, change: Callable[[list[Entry]], list[Entry]]) -> None:
         try:

@@ -21,6 +21,8 @@ MODEL = ModelId(b"M" * 16)
 OTHER = ModelId(b"O" * 16)
 CONFIG = DhtConfig()
 NOW = 1_700_000_000.0
+NO_HOST = "x" * 70
+"""Too long for a name: refused before anybody is asked."""
 
 
 def identity_of(seed: int) -> Identity:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swarmd.clock import ManualClock
-from swarmd.dht import DhtConfig, DhtStatistics, Directory, PeersFile
+from swarmd.dht import DhtConfig, DhtStatistics
 from swarmd.dht.records import INDEX_KEY, Record, key_for, pack, parse
 from swarmd.errors import BootstrapFailed, DhtError, PortInUse, UsageError
 from swarmd.identity import PeerId
-from swarmd.peers import Address, ModelId, PeerState
+from swarmd.peers import ModelId, PeerState
+from tests.conftest import Runner
 from tests.dht.swarm import (
     CONFIG,
     MODEL,
+    NO_HOST,
     OTHER,
     announce_all,
     directory_of,
@@ -28,11 +27,7 @@ from tests.dht.swarm import (
     info_of,
     open_swarm,
     record_of,
-    until,
 )
-
-NO_HOST = "x" * 70  # too long for a name: refused before anybody is asked
-Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 def test_every_node_finds_every_other(run_either: Runner) -> None:
@@ -254,90 +249,6 @@ def test_steady_announcements_reuse_their_replicas(run_async: Runner) -> None:
             assert after.pending == 0
 
     run_async(main())
-
-
-def test_bootstrap_failures_name_the_contacts(run_async: Runner) -> None:
-    async def main() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
-            deaf.bind(("127.0.0.1", 0))
-            silent = Address(*deaf.getsockname())
-            async with directory_of(1) as node:
-                with pytest.raises(BootstrapFailed, match=str(silent)):
-                    await node.bootstrap([silent, Address("127.0.0.1", 1)], timeout=0.5)
-                with pytest.raises(BootstrapFailed):
-                    await node.bootstrap([Address(NO_HOST, 5)], timeout=0.5)
-                assert node.statistics().pending == 0
-
-    run_async(main())
-
-
-def test_bootstrap_goes_on_at_the_first_answer(run_async: Runner) -> None:
-    async def main() -> None:
-        async with open_swarm(4) as nodes, directory_of(9) as node:
-            dead = [Address("127.0.0.1", port) for port in (1, 2, 3)]
-            async with asyncio.timeout(3):
-                found = await node.bootstrap(
-                    [*dead, Address("localhost", nodes[0].address.port)], 60
-                )
-            assert found >= 1
-            await until(lambda: len(node.contacts()) == 4)
-
-    run_async(main())
-
-
-def test_a_node_that_lost_everybody_joins_again(run_async: Runner) -> None:
-    async def main() -> None:
-        async with directory_of(1, bootstrap_retry_period=0.1) as node:
-            async with directory_of(2) as first:
-                port = first.address.port
-                await node.bootstrap([first.address])
-            await node.fetch(MODEL)
-            await until(lambda: not node.contacts())
-            async with directory_of(2, port=port) as again:
-                await until(lambda: dict(node.contacts()) == {again.peer_id: again.address})
-
-    run_async(main())
-
-
-def test_a_peer_that_moved_is_found_at_its_new_address(run_async: Runner) -> None:
-    async def main() -> None:
-        async with directory_of(1) as node:
-            async with directory_of(2) as old:
-                await old.bootstrap([node.address])
-                await until(lambda: dict(node.contacts()).get(old.peer_id) == old.address)
-            async with directory_of(2) as new:
-                assert new.address != old.address
-                await new.bootstrap([node.address])
-                await until(lambda: dict(node.contacts()).get(new.peer_id) == new.address)
-
-    run_async(main())
-
-
-def test_the_peers_file_is_written_and_used(run_async: Runner, tmp_path: Path) -> None:
-    async def main() -> None:
-        file = PeersFile(tmp_path / "peers.json")
-        async with open_swarm(3) as nodes:
-            async with Directory(CONFIG, identity_of(8), peers_file=file) as node:
-                await node.bootstrap([nodes[0].address])
-                await until(lambda: len(node.contacts()) == 3)
-            assert {peer for peer, _, _ in file.load()} == {n.peer_id for n in nodes}
-            async with Directory(CONFIG, identity_of(8), peers_file=file) as node:
-                assert await node.bootstrap([]) >= 1
-
-    run_async(main())
-
-
-def test_an_unwritable_peers_file_is_one_warning(
-    run_async: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        (tmp_path / "file").touch()
-        file = PeersFile(tmp_path / "file" / "peers.json")
-        async with directory_of(1) as node, Directory(CONFIG, identity_of(8), peers_file=file) as d:
-            assert await d.bootstrap([node.address]) == 1
-
-    run_async(main())
-    assert "cannot write the peers file" in caplog.text
 
 
 def test_port_in_use(run_either: Runner) -> None:

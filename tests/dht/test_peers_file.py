@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from swarmd.dht.peers_file import MAX_PEERS, PeersFile
 from swarmd.errors import StateError
 from swarmd.identity import PeerId
 from swarmd.peers import Address
+from tests.conftest import Runner
 
 
 def entry(n: int, last_ok: float = 1.0) -> tuple[PeerId, Address, float]:
@@ -112,3 +116,45 @@ def test_several_processes_lose_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         worker.join(30)
         assert worker.exitcode == 0
     assert {e[0] for e in PeersFile(path).load()} == {entry(n)[0] for n in range(40)}
+
+
+def test_the_loop_runs_on_while_somebody_else_holds_the_lock(
+    tmp_path: Path, run_either: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarmd.dht.peers_file.LOCK_TRIES", 3000)
+    file = PeersFile(tmp_path / "peers.json")
+    file.path.with_name("peers.json.lock").touch()
+
+    async def main() -> None:
+        with file.path.with_name("peers.json.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            async with asyncio.TaskGroup() as group:
+                noted = group.create_task(file.async_record(iter([entry(1), entry(2)])))
+                turns = 0
+                end = time.monotonic() + 0.3
+                while time.monotonic() < end:
+                    await asyncio.sleep(0.005)
+                    turns += 1
+                assert turns >= 3  # a loop that is blocked would not get this far
+                assert not noted.done()
+                assert await file.async_load() == []  # reading needs no lock
+                fcntl.flock(lock, fcntl.LOCK_UN)
+        assert await file.async_load() == [entry(1), entry(2)]
+        await file.async_forget([entry(1)[0]])
+        assert await file.async_load() == [entry(2)]
+
+    run_either(main())
+
+
+def test_what_goes_wrong_in_the_thread_is_told(tmp_path: Path, run_async: Runner) -> None:
+    (tmp_path / "file").touch()
+    file = PeersFile(tmp_path / "file" / "peers.json")
+
+    async def main() -> None:
+        assert await file.async_load() == []
+        with pytest.raises(StateError, match="cannot write the peers file"):
+            await file.async_record([entry(1)])
+        with pytest.raises(StateError, match="cannot write the peers file"):
+            await file.async_forget([entry(1)[0]])
+
+    run_async(main())
