@@ -71,12 +71,28 @@ def use_faster_rows(model: nn.Module) -> dict[tuple[int, int], Kernel]:
             chosen[shape] = _fastest(layers)
             for layer in layers:
                 _apply(chosen[shape], layer)
+        copied = {
+            id(layer.weight)
+            for shape, layers in shapes.items()
+            for layer in layers
+            if chosen[shape].by_columns
+        }
+        if copied:
+            _leave_the_file(model, copied)
     return chosen
+
+
+def _leave_the_file(model: nn.Module, copied: set[int]) -> None:
+    """Copy all other parameters as well: weights are views of a mapped file, and one small tensor
+    would keep all of its pages, also those of weights that were copied into the other layout."""
+    for parameter in model.parameters():
+        if id(parameter) not in copied:
+            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
 
 
 def _apply(kernel: Kernel, layer: nn.Linear) -> None:
     if kernel.by_columns:
-        layer.weight.data = layer.weight.data.t().contiguous().t()
+        layer.weight.data = _laid_out(layer.weight, by_columns=True)
     if kernel.by_numpy:
         layer.__class__ = RowLinear
 
@@ -92,8 +108,12 @@ def kernel_seconds(layers: Sequence[nn.Linear]) -> dict[Kernel, list[float]]:
     weight = layers[0].weight
     sample = layers[: max(1, SAMPLE_BYTES // (weight.numel() * weight.element_size()))]
     row = torch.ones(1, 1, layers[0].in_features, dtype=weight.dtype)
+    layouts = {
+        by_columns: [_laid_out(layer.weight, by_columns=by_columns) for layer in sample]
+        for by_columns in (False, True)
+    }
     trials = {
-        kernel: [_copied(kernel, layer) for layer in sample]
+        kernel: [_bare(kernel, weight) for weight in layouts[kernel.by_columns]]
         for kernel in (Kernel(*flags) for flags in itertools.product((False, True), repeat=2))
         if not kernel.by_numpy or weight.dtype == torch.float32
     }
@@ -111,9 +131,15 @@ def _fastest(layers: Sequence[nn.Linear]) -> Kernel:
     return min(seconds, key=lambda kernel: statistics.median(seconds[kernel]))
 
 
-def _copied(kernel: Kernel, layer: nn.Linear) -> nn.Linear:
-    """A layer over the same weights, or over a copy in another order."""
-    copy = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    copy.weight = nn.Parameter(layer.weight.data, requires_grad=False)
-    _apply(kernel, copy)
-    return copy
+def _laid_out(weight: torch.Tensor, *, by_columns: bool) -> torch.Tensor:
+    return weight.detach().t().contiguous().t() if by_columns else weight.detach()
+
+
+def _bare(kernel: Kernel, weight: torch.Tensor) -> nn.Linear:
+    """A layer of this weight that uses the kernel, without a bias."""
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if kernel.by_numpy:
+        layer.__class__ = RowLinear
+    return layer

@@ -47,6 +47,7 @@ from swarmd.node.memory_probe import (
     available_memory,
     kv_bytes_per_token,
     release_unused_memory,
+    use_one_arena,
 )
 from swarmd.node.sessions import SessionServer
 from swarmd.peers import Address, PeerState
@@ -102,6 +103,7 @@ class Daemon:
 
     async def _run(self) -> None:
         config = self.config
+        use_one_arena()
         host = await _resolved(check_host(config.host, config.advertise))
         if config.threads is not None:
             torch.set_num_threads(config.threads)

@@ -13,7 +13,9 @@ import torch
 from swarmd.compute.cut_model import parse_config
 from swarmd.wire.tensors import ITEM_BYTES
 
-__all__ = ["available_memory", "kv_bytes_per_token", "release_unused_memory"]
+__all__ = ["available_memory", "kv_bytes_per_token", "release_unused_memory", "use_one_arena"]
+
+_M_ARENA_MAX = -8  # mallopt(3)
 
 USABLE_SHARE = 0.8
 """Of what is free; the rest is for the machine's owner."""
@@ -41,6 +43,13 @@ def kv_bytes_per_token(raw_config: dict[str, Any], dtype: str) -> int:
         key = config.qk_nope_head_dim + config.qk_rope_head_dim
         return int(heads * (key + config.v_head_dim) * ITEM_BYTES[dtype])
     return int(2 * kv_heads * width * ITEM_BYTES[dtype])
+
+
+def use_one_arena() -> None:
+    """Let the allocator keep one heap for all threads: only the engine's allocates much, and a
+    heap for each thread costs some megabytes that are never given back."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 1)
 
 
 def release_unused_memory() -> None:
