@@ -8,6 +8,7 @@ from pathlib import Path
 from swarmd.blocks import AUTO, BlockRequest
 from swarmd.errors import UsageError
 from swarmd.peers import Address
+from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 
 __all__ = ["DEFAULT_PORTS", "DaemonConfig", "check_host"]
 
@@ -44,6 +45,8 @@ class DaemonConfig:
     drain_timeout: float = 10.0
     """On SIGTERM, how long sessions may go on before they are cut (clients then replay)."""
     state_dir: Path | None = None
+    keys: KeyRing = PUBLIC_KEYS
+    """Of the swarm to take part in."""
 
 
 def check_host(host: str, advertise: str | None) -> str:

@@ -17,6 +17,7 @@ from swarmd.identity import Identity
 from swarmd.peers import Address, ModelId
 from swarmd.routing.chain import Chain
 from swarmd.state import StateFolder
+from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 from swarmd.wire.ping import ping
 from swarmd.wire.pool import Pool
 from swarmd.wire.transport import Greeting
@@ -38,7 +39,15 @@ class SwarmClient:
     BootstrapFailed when nobody answers.
     """
 
-    def __init__(self, peers: Sequence[Address] = (), *, state_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        peers: Sequence[Address] = (),
+        *,
+        state_dir: Path | None = None,
+        keys: KeyRing = PUBLIC_KEYS,
+    ) -> None:
+        """`keys` of the swarm to join."""
+        self._keys = keys
         self._peers_file = PeersFile(StateFolder(state_dir).peers_file)
         self._given = tuple(peers)
         self._stack = contextlib.AsyncExitStack()
@@ -51,8 +60,7 @@ class SwarmClient:
             contacts = tuple(address for _, address, _ in remembered)
         if not contacts:
             raise BootstrapFailed(_NOBODY)
-        local = all(address.is_loopback for address in contacts)
-        config = DhtConfig(host="127.0.0.1" if local else "0.0.0.0", serving=False)
+        config = DhtConfig(host=_interface(contacts), serving=False, keys=self._keys)
         async with contextlib.AsyncExitStack() as stack:
             self.directory = await stack.enter_async_context(
                 Directory(config, Identity.generate(), peers_file=self._peers_file)
@@ -86,6 +94,15 @@ class SwarmClient:
             bytes_per_token=bytes_per_token,
             rng=self._rng,
         )
+
+
+def _interface(contacts: Sequence[Address]) -> str:
+    """Where a client's socket is bound, by whom it is to reach. A socket speaks one family: IPv6
+    if all contacts are IPv6 literals, else IPv4."""
+    is_local = all(address.is_loopback for address in contacts)
+    if all(":" in address.host for address in contacts):
+        return "::1" if is_local else "::"
+    return "127.0.0.1" if is_local else "0.0.0.0"
 
 
 async def choose_chain(

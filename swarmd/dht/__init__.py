@@ -16,11 +16,13 @@ swarmd uses :class:`Directory`, :class:`DhtConfig` and :class:`PeersFile`, and n
     patience    timeouts from round trips        pure
     table       verified contacts in k-buckets   on kademlia.routing.RoutingTable
     storage     the records that we hold         on kademlia.storage.IStorage
-    records messages envelope tokens             pure: bytes in, checked values out
+    shards      the cascade of a model's keys    pure
+    rates skew  requests a second; our clock     pure
+    records messages envelope addresses tokens   pure: bytes in, checked values out
 """
 
-from swarmd.dht.config import PUBLIC_SWARM_KEY, DhtConfig
+from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import DhtStatistics, Directory
 from swarmd.dht.peers_file import PeersFile
 
-__all__ = ["PUBLIC_SWARM_KEY", "DhtConfig", "DhtStatistics", "Directory", "PeersFile"]
+__all__ = ["DhtConfig", "DhtStatistics", "Directory", "PeersFile"]

@@ -8,8 +8,8 @@ import os
 from kademlia.node import Node
 
 from swarmd.clock import Clock
+from swarmd.dht.addresses import pack_nodes
 from swarmd.dht.config import DhtConfig
-from swarmd.dht.envelope import pack_nodes
 from swarmd.dht.messages import (
     NONCE_BYTES,
     PutReply,
@@ -43,7 +43,7 @@ class Answers:
         storage: RecordStorage,
         reader: RecordReader,
     ) -> None:
-        self._swarm_id = config.swarm_id
+        self._swarm_ids = [key.swarm_id for key in config.keys.accepted]
         self._identity = identity
         self._clock = clock
         self._router = router
@@ -51,14 +51,16 @@ class Answers:
         self._reader = reader
         self._mint = TokenMint(os.urandom(32), config.token_period)
 
-    def ping(self, values: object, host: Host) -> list[object] | None:
+    def ping(self, values: object, key: int) -> list[object] | None:
+        """`key` is the number of the swarm key by which it was asked: who asks knows that one."""
         if type(values) is not tuple or len(values) != 1:
             return None
         nonce = values[0]
         if type(nonce) is not bytes or len(nonce) != NONCE_BYTES:
             return None
-        signature = self._identity.sign(ping_message(self._swarm_id, nonce))
-        return [self._identity.public_key, signature]
+        clock_ms = int(self._clock.wall() * 1000)
+        signature = self._identity.sign(ping_message(self._swarm_ids[key], nonce, clock_ms))
+        return [self._identity.public_key, signature, clock_ms]
 
     def query(self, values: object, host: Host) -> list[object] | None:
         request = QueryRequest.parse(values)
@@ -72,7 +74,8 @@ class Answers:
                 (n.id, n.ip, n.port) for n in near if may_refer(host[0], n.ip)
             )  # fmt: skip
         now = self._clock.monotonic()
-        live: list[Record] = self._storage.live(request.key, self._clock.wall())
+        wall = self._clock.wall()
+        live: list[Record] = self._storage.live(request.key, wall)
         chosen: list[Record] = []
         left = len(live)
         if Want.RECORDS in request.want and self._mint.check(request.token, host[0], now):
@@ -84,6 +87,7 @@ class Answers:
             digest_of(live),
             left,
             [record.raw for record in chosen],
+            self._storage.more(request.key, wall),
         ]
 
     def put(self, values: object, host: Host) -> list[object] | None:
@@ -99,7 +103,7 @@ class Answers:
         elif not isinstance(record := self._reader.parse(request.record, wall), Record):
             status = PutStatus.BAD
         else:
-            result: PutResult = self._storage.put(request.key, record, wall)
+            result: PutResult = self._storage.put(request.key, record, wall, host[0])
             status = result.status
             held = b"" if result.held is None else result.held.raw
         return PutReply(status, len(self._storage.live(request.key, wall)), held).pack()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from swarmd.errors import UsageError
+from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 
-__all__ = ["PUBLIC_SWARM_KEY", "DhtConfig"]
-
-PUBLIC_SWARM_KEY = hashlib.sha256(b"swarmd public swarm").digest()
-"""The key of the public swarm. Everybody knows it: it keeps strays out, not enemies."""
+__all__ = ["DhtConfig"]
 
 MAX_TTL = 300.0
 """Seconds; the longest life that any holder grants a record, whatever its publisher asks."""
@@ -20,18 +17,19 @@ MAX_TTL = 300.0
 class DhtConfig:
     """How one node takes part. Seconds and bytes unless said otherwise. Raises UsageError.
 
-    One socket speaks one address family, and this version speaks IPv4 only: a dual-stack socket
-    would gossip `::ffff:a.b.c.d`, which nobody else can reach.
+    One socket speaks one address family, that of `host`: a dual-stack socket would gossip
+    `::ffff:a.b.c.d`, which nobody else can reach.
     """
 
     host: str = "127.0.0.1"
-    """IPv4 address to bind; loopback unless told otherwise."""
+    """IPv4 or IPv6 address to bind; loopback unless told otherwise."""
     port: int = 0
     """UDP port; 0 takes a free one. The daemon's TCP server uses the same number."""
     serving: bool = True
     """False: a client, which asks but never answers, and so never enters anybody's table."""
-    swarm_key: bytes = field(default=PUBLIC_SWARM_KEY, repr=False)
-    """32 bytes; datagrams that were not made with it are dropped before they are parsed."""
+    keys: KeyRing = PUBLIC_KEYS
+    """Datagrams that were made with none of these are dropped before they are parsed, unanswered;
+    of two, the first is the one in use."""
 
     ttl: float = 150.0
     """Life of a record; two lost renewals of 60 s are tolerated."""
@@ -100,8 +98,35 @@ class DhtConfig:
     """Records of one model under the index key: one would do, four survive churn."""
     max_records: int = 50_000
     """Records held in all, about 16 MiB."""
+    max_records_per_group: int = 4
+    """Records that one public /24 or /48 may write under one key; not in a private swarm."""
     max_parsed: int = 4096
-    """Records whose verified form is remembered, so that each signature is checked once."""
+    """Records whose checked form is remembered."""
+    max_checked: int = 50_000
+    """Records of which 16 bytes and the verdict are remembered, so that no signature is checked
+    twice; about 8 MiB."""
+    probe_period: float = 150.0
+    """How often a publisher whose record lies deep looks for room above; half of MAX_TTL, for
+    which a full holder says `more`."""
+    fetch_records: int = 1000
+    """A fetch goes no deeper once it has so many records (0.25 MB): a sample is enough then."""
+    fetch_keys: int = 64
+    """Keys that one fetch reads at most, whatever holders say of `more`."""
+    fetch_parallel: int = 8
+    """Keys that a fetch reads side by side: all of depth 1."""
+
+    max_contacts_per_group: int = 10
+    """Contacts of one public /24 or /48 in the table; not limited in a private swarm."""
+    max_contacts_per_group_and_bucket: int = 2
+    """Such contacts in one bucket."""
+    max_queries_per_second: float = 200.0
+    """PING and QUERY that one source address may send; more are dropped."""
+    max_puts_per_second: float = 20.0
+    """PUT that one source address may send; each may cost a signature check of 0.2 ms."""
+    clock_warn: float = 5.0
+    """A clock this far from the median of its peers is worth a warning."""
+    clock_refuse: float = 30.0
+    """A clock this far off announces nothing: no holder would take it, or for too short a time."""
 
     max_bootstrap_from_file: int = 20
     """Remembered peers that a bootstrap tries beside the given contacts."""
@@ -109,18 +134,18 @@ class DhtConfig:
     """How often live contacts are written to the peers file."""
 
     def __post_init__(self) -> None:
-        if len(self.swarm_key) != 32:
-            raise UsageError(f"a swarm key has 32 bytes, not {len(self.swarm_key)}")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port}: give 0 (any free port) or one in 1..65535")
         if not 0 < self.ttl <= MAX_TTL:
             raise UsageError(f"ttl {self.ttl:g} s: it must lie in 0..{MAX_TTL:g} s")
         if min(self.k, self.alpha, self.replicas, self.tries, self.max_in_flight) < 1:
             raise UsageError("k, alpha, replicas, tries and max_in_flight must be 1 or more")
-        if self.k > 30:
-            raise UsageError(f"k {self.k}: a reply of more than 30 contacts needs two datagrams")
+        if not 0 < self.probe_period < MAX_TTL:
+            raise UsageError(f"probe_period {self.probe_period:g} s: below {MAX_TTL:g} s, please")
+        if self.k > 28:
+            raise UsageError(f"k {self.k}: a reply of more than 28 contacts needs two datagrams")
 
     @property
     def swarm_id(self) -> bytes:
         """16 bytes that go into every signature, so that no record crosses into another swarm."""
-        return hashlib.sha256(b"swarmd-id" + self.swarm_key).digest()[:16]
+        return self.keys.current.swarm_id

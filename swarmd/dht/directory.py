@@ -13,9 +13,10 @@ from types import TracebackType
 
 from swarmd.clock import Clock, SystemClock
 from swarmd.dht.config import DhtConfig
-from swarmd.dht.node import SwarmServer
+from swarmd.dht.node import Found, SwarmServer
 from swarmd.dht.peers_file import Entry, PeersFile
-from swarmd.dht.records import INDEX_KEY, Record, key_for, keys_of, pack
+from swarmd.dht.records import INDEX_KEY, Record, Slot, merge, pack
+from swarmd.dht.shards import Frontier, Shard
 from swarmd.errors import BootstrapFailed, DhtError, StateError
 from swarmd.identity import Identity, PeerId
 from swarmd.peers import Address, ModelId, PeerInfo, PeerState
@@ -42,13 +43,15 @@ class DhtStatistics:
     contacts: int
     pending: int
     """Requests that wait for a reply now."""
+    clock_offset: float | None = None
+    """Seconds by which the clocks of our contacts are ahead of ours (median); None: unknown."""
 
 
 class Directory:
     """A node's view of the swarm: announce, fetch, models.
 
     `async with` binds the socket on entry and leaves no task and no socket behind on exit. One
-    socket, and that IPv4: see DhtConfig. Leaving does not withdraw the announcement; call
+    socket, of one address family: see DhtConfig. Leaving does not withdraw the announcement; call
     `withdraw` for that. All methods but `statistics` raise DhtError before entry and after exit.
     """
 
@@ -166,7 +169,8 @@ class Directory:
         """Publish `info`, signed and with a new sequence number; returns how many hold it.
 
         Our own store counts if we serve; 0 is a value, not an error. `sequence`, `announced_at`
-        and `expires_at` are set here. To move to another model, `withdraw` first. Raises
+        and `expires_at` are set here. A node whose clock is far from those of its contacts
+        announces nothing, warns, and answers 0. To move to another model, `withdraw` first. Raises
         ValueError for what no holder would accept (see `records.pack`).
         """
         self._running()
@@ -183,9 +187,23 @@ class Directory:
                 self._announced = None
 
     async def fetch(self, model_id: ModelId) -> list[PeerInfo]:
-        """Who serves `model_id` now, ourselves included: the newest record of each peer."""
-        records = await self._running().read(key_for(model_id))
-        infos = [record.info for record in self._alive(records)]
+        """Who serves `model_id` now, ourselves included: the newest record of each peer.
+
+        Of a model with more than about a thousand peers it is a sample (`fetch_records`).
+        """
+        config = self._config
+        frontier = Frontier(
+            model_id, max_records=config.fetch_records, max_keys=config.fetch_keys, rng=self._rng
+        )
+        records: dict[Slot, Record] = {}
+        while shards := frontier.next(config.fetch_parallel, len(records)):
+            server = self._running()
+            reads = await server.protocol.together([self._read(shard) for shard in shards], "read")
+            for shard, found in reads:
+                frontier.read(shard, found.more)
+                for record in found.records:
+                    merge(records, record)
+        infos = [record.info for record in self._alive(list(records.values()))]
         mine = [info for info in infos if info.model_id == model_id]
         return sorted(mine, key=lambda info: info.peer_id)
 
@@ -195,7 +213,7 @@ class Directory:
         A name is only what a peer says; of several for one model the commonest is taken.
         """
         names: dict[ModelId, Counter[str]] = {}
-        for record in self._alive(await self._running().read(INDEX_KEY)):
+        for record in self._alive((await self._running().read(INDEX_KEY)).records):
             names.setdefault(record.info.model_id, Counter())[record.info.model_name] += 1
         return {
             model_id: min(counts, key=lambda name: (-counts[name], name))
@@ -222,9 +240,13 @@ class Directory:
             records=len(self._server.storage),
             contacts=len(protocol.router),
             pending=protocol.pending,
+            clock_offset=protocol.clock_offset.offset,
         )
 
     # --- helpers ---
+
+    async def _read(self, shard: Shard) -> tuple[Shard, Found]:
+        return shard, await self._running().read(shard.key)
 
     def _running(self) -> SwarmServer:
         if self._server is None or not self._open:
@@ -237,6 +259,8 @@ class Directory:
 
     async def _publish(self, info: PeerInfo) -> int:
         server = self._running()
+        if self._is_clock_wrong():
+            return 0
         for _ in range(MAX_JUMPS + 1):
             now = self._clock.wall()
             self._sequence = max(self._sequence + 1, int(now * 1000))
@@ -251,7 +275,7 @@ class Directory:
             assert isinstance(record, Record)
             self._announced = record
             placements = await server.protocol.together(
-                [server.place(key, record) for key in keys_of(info)], "place"
+                [server.place_in_shard(record), server.place(INDEX_KEY, record)], "place"
             )
             if len(placements) < 2:  # closed under way
                 return 0
@@ -260,6 +284,22 @@ class Directory:
                 break
             self._sequence = max([self._sequence, *newer])  # we forgot it; the swarm did not
         return placements[0].holders
+
+    def _is_clock_wrong(self) -> bool:
+        """Whether our clock is so far from the swarm's that announcing is of no use."""
+        sight = self._running().protocol.clock_offset
+        offset = sight.offset
+        if offset is None or abs(offset) < self._config.clock_warn:
+            return False
+        refuses = abs(offset) >= self._config.clock_refuse
+        log.warning(
+            "this machine's clock is %.0f s %s that of the swarm (median of %d peers); set it%s",
+            abs(offset),
+            "behind" if offset > 0 else "ahead of",
+            sight.peers,
+            ": until then this node announces nothing" if refuses else "",
+        )
+        return refuses
 
     async def _candidates(self) -> list[Address]:
         remembered: list[Address] = []

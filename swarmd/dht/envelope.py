@@ -1,50 +1,41 @@
-"""The outer form of every datagram, and which addresses a datagram may be sent to. Pure.
+"""The outer form of every datagram. Pure.
 
 ::
 
     kind (1 byte) | message id (8) | msgpack body | tag (16)
 
-The tag is BLAKE2b-128 over all that stands before it, keyed with the swarm key. Size and tag are
-checked before anything is parsed. No datagram is larger than 1,250 bytes, so none is fragmented
-on any path that carries IPv6's minimum of 1,280.
+The tag is BLAKE2b-128 over all that stands before it, under a key that follows from the swarm's
+(`datagram_keys`). Size and tag are checked before anything is parsed. No datagram is larger than
+1,250 bytes, so none is fragmented on any path that carries IPv6's minimum of 1,280.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
 import hashlib
 import hmac
-import ipaddress
-import socket
-import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgpack
 
-from swarmd.identity import PEER_ID_BYTES, PeerId
+from swarmd.swarm_key import KeyRing
 
 __all__ = [
     "MAX_BODY_BYTES",
     "MAX_DATAGRAM_BYTES",
     "MESSAGE_ID_BYTES",
-    "NODE_BYTES",
     "Drop",
     "Kind",
     "Message",
-    "is_sendable",
-    "pack_nodes",
+    "datagram_keys",
     "seal",
-    "unpack_nodes",
     "unseal",
 ]
 
 MAX_DATAGRAM_BYTES = 1250
 MESSAGE_ID_BYTES = 8
 TAG_BYTES = 16
-NODE_BYTES = PEER_ID_BYTES + 6
-"""A contact in a reply: id, IPv4 address, port."""
 MAX_BODY_BYTES = MAX_DATAGRAM_BYTES - 1 - MESSAGE_ID_BYTES - TAG_BYTES
 _MIN_DATAGRAM_BYTES = MAX_DATAGRAM_BYTES - MAX_BODY_BYTES + 1
 
@@ -65,6 +56,7 @@ class Drop(enum.StrEnum):
     BODY = "body"
     SHAPE = "shape"
     CLIENT = "client"
+    RATE = "rate"
     UNASKED = "unasked"
     SOURCE = "source"
     UNSENDABLE = "unsendable"
@@ -79,6 +71,13 @@ class Message:
     kind: Kind
     message_id: bytes
     body: tuple[object, ...]
+    key: int
+    """Which of the accepted keys it was made with, the one in use being 0."""
+
+
+def datagram_keys(ring: KeyRing) -> tuple[bytes, ...]:
+    """The keys of all datagrams that are accepted, the one in use first."""
+    return tuple(key.derive(b"datagram") for key in ring.accepted)
 
 
 def _tag(key: bytes, data: bytes) -> bytes:
@@ -93,12 +92,14 @@ def seal(key: bytes, kind: Kind, message_id: bytes, body: object) -> bytes:
     return data + _tag(key, data)
 
 
-def unseal(key: bytes, datagram: bytes) -> Message | Drop:
-    """The message in a datagram, or why it is dropped. Never raises."""
+def unseal(keys: Sequence[bytes], datagram: bytes) -> Message | Drop:
+    """The message in a datagram made with one of `keys`, or why it is dropped. Never raises."""
     if not _MIN_DATAGRAM_BYTES <= len(datagram) <= MAX_DATAGRAM_BYTES:
         return Drop.SIZE
     data, tag = datagram[:-TAG_BYTES], datagram[-TAG_BYTES:]
-    if not hmac.compare_digest(tag, _tag(key, data)):
+    matches = (n for n, key in enumerate(keys) if hmac.compare_digest(tag, _tag(key, data)))
+    number = next(matches, None)
+    if number is None:
         return Drop.TAG
     if data[0] not in (Kind.REQUEST, Kind.REPLY):
         return Drop.KIND
@@ -110,40 +111,4 @@ def unseal(key: bytes, datagram: bytes) -> Message | Drop:
         return Drop.BODY
     if type(body) is not tuple:
         return Drop.BODY
-    return Message(Kind(data[0]), data[1 : 1 + MESSAGE_ID_BYTES], body)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_unicast(host: str) -> bool:
-    try:
-        ip = ipaddress.IPv4Address(host)
-    except ValueError:
-        return False
-    return not (ip.is_unspecified or ip.is_multicast or ip.packed == b"\xff\xff\xff\xff")
-
-
-def is_sendable(host: object, port: object) -> bool:
-    """Whether a datagram may go there: an IPv4 literal of one machine, a port in 1..65535.
-
-    Must be asked before every `sendto`: asyncio closes the socket for good when `sendto` raises
-    anything but OSError, and it resolves host names by blocking.
-    """
-    return type(host) is str and type(port) is int and 1 <= port <= 65535 and _is_unicast(str(host))
-
-
-def pack_nodes(nodes: Iterable[tuple[bytes, str, int]]) -> bytes:
-    """Contacts, 26 bytes each. They must be sendable."""
-    return b"".join(i + socket.inet_aton(host) + struct.pack("!H", port) for i, host, port in nodes)
-
-
-def unpack_nodes(data: object, limit: int) -> list[tuple[PeerId, str, int]] | None:
-    """At most `limit` contacts, without those that are not sendable; None for wrong bytes."""
-    if type(data) is not bytes or len(data) % NODE_BYTES or len(data) > limit * NODE_BYTES:
-        return None
-    nodes = []
-    for at in range(0, len(data), NODE_BYTES):
-        host = socket.inet_ntoa(data[at + PEER_ID_BYTES : at + PEER_ID_BYTES + 4])
-        (port,) = struct.unpack_from("!H", data, at + PEER_ID_BYTES + 4)
-        if is_sendable(host, port):
-            nodes.append((PeerId(data[at : at + PEER_ID_BYTES]), host, port))
-    return nodes
+    return Message(Kind(data[0]), data[1 : 1 + MESSAGE_ID_BYTES], body, number)

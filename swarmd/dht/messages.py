@@ -3,9 +3,9 @@
 ======  ===========================================  ================================
 method  request                                      reply
 ======  ===========================================  ================================
-PING    nonce                                        public key, signature
+PING    nonce                                        public key, signature, clock
 QUERY   key, want, token, salt, have, part, parts    nodes, token, total, digest,
-                                                     left, records
+                                                     left, records, more
 PUT     key, token, record                           status, total, held (if STALE)
 ======  ===========================================  ================================
 
@@ -20,7 +20,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from swarmd.dht.envelope import MAX_BODY_BYTES, unpack_nodes
+from swarmd.dht.addresses import unpack_nodes
+from swarmd.dht.envelope import MAX_BODY_BYTES
 from swarmd.dht.records import MAX_RECORD_BYTES, Record
 from swarmd.dht.storage import PutStatus
 from swarmd.dht.tokens import TOKEN_BYTES
@@ -75,9 +76,9 @@ class Want(enum.IntFlag):
     """With NODES: only if all that are missing fit beside them. Alone: a full page of them."""
 
 
-def ping_message(swarm_id: bytes, nonce: bytes) -> bytes:
-    """What the answer to a PING signs."""
-    return b"swarmd-ping-v1\0" + swarm_id + nonce
+def ping_message(swarm_id: bytes, nonce: bytes, clock_ms: int) -> bytes:
+    """What the answer to a PING signs; `clock_ms` is its clock, in milliseconds of the epoch."""
+    return b"swarmd-ping-v2\0" + swarm_id + nonce + clock_ms.to_bytes(8, "big")
 
 
 def have_hash(record: Record, salt: bytes) -> bytes:
@@ -96,21 +97,26 @@ def _is_int(value: object, low: int, high: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PingReply:
-    """The public key of a peer that proved that it holds the private half."""
+    """Who a peer is, by the private key that it proved to hold, and what its clock shows."""
 
     peer_id: PeerId
+    clock: float
+    """Seconds since the epoch. A claim."""
 
     @classmethod
-    def parse(cls, values: object, swarm_id: bytes, nonce: bytes) -> PingReply | None:
-        """None for a wrong shape or a wrong signature."""
-        if type(values) is not tuple or len(values) != 2:
+    def parse(cls, values: object, swarm_ids: Iterable[bytes], nonce: bytes) -> PingReply | None:
+        """None for a wrong shape, or a signature that is good for none of the `swarm_ids`."""
+        if type(values) is not tuple or len(values) != 3:
             return None
-        public_key, signature = values
+        public_key, signature, clock_ms = values
+        if not _is_int(clock_ms, 0, 2**53):
+            return None
         if not _is_bytes(public_key, PUBLIC_KEY_BYTES) or not _is_bytes(signature, 64):
             return None
-        if not verify(public_key, signature, ping_message(swarm_id, nonce)):
-            return None
-        return cls(PeerId.of_public_key(public_key))
+        for swarm_id in swarm_ids:
+            if verify(public_key, signature, ping_message(swarm_id, nonce, clock_ms)):
+                return cls(PeerId.of_public_key(public_key), clock_ms / 1000)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,8 @@ class QueryRequest:
 class QueryReply:
     """What a node knows of a key: `nodes` nearer to it, and the state of the records it holds.
 
-    `left` counts the records asked for that did not fit; `records` are raw and unchecked.
+    `left` counts the records asked for that did not fit; `records` are raw and unchecked. `more`
+    says that this holder refused somebody for want of room, who then went deeper.
     """
 
     nodes: list[tuple[PeerId, str, int]]
@@ -185,22 +192,24 @@ class QueryReply:
     digest: int
     left: int
     records: tuple[bytes, ...]
+    more: bool = False
 
     @classmethod
-    def parse(cls, values: object, max_nodes: int) -> QueryReply | None:
-        if type(values) is not tuple or len(values) != 6:
+    def parse(cls, values: object, max_nodes: int, version: int = 4) -> QueryReply | None:
+        if type(values) is not tuple or len(values) != 7:
             return None
-        packed, token, total, digest, left, records = values
+        packed, token, total, digest, left, records, more = values
         good = (
             _is_bytes(token, TOKEN_BYTES)
             and _is_int(total, 0, _MAX_TOTAL)
             and _is_int(digest, 0, 2**64 - 1)
             and _is_int(left, 0, _MAX_TOTAL)
+            and type(more) is bool
             and type(records) is tuple
             and all(type(raw) is bytes and len(raw) <= MAX_RECORD_BYTES for raw in records)
         )
-        nodes = unpack_nodes(packed, max_nodes) if good else None
-        return None if nodes is None else cls(nodes, token, total, digest, left, records)
+        nodes = unpack_nodes(packed, max_nodes, version) if good else None
+        return None if nodes is None else cls(nodes, token, total, digest, left, records, more)
 
 
 @dataclass(frozen=True, slots=True)

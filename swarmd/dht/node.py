@@ -17,27 +17,44 @@ from swarmd.clock import Clock
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.crawl import MergeCrawl
 from swarmd.dht.messages import PutReply, PutRequest, QueryReply, QueryRequest, Want
+from swarmd.dht.patience import Memory
 from swarmd.dht.protocol import SwarmProtocol
 from swarmd.dht.reading import Reading, read_pages
-from swarmd.dht.records import Record, keys_of
+from swarmd.dht.records import INDEX_KEY, Record
+from swarmd.dht.shards import Depth, Shard
 from swarmd.dht.storage import PutStatus, RecordStorage
 from swarmd.errors import PortInUse, UsageError
 from swarmd.identity import Identity
 from swarmd.peers import Address
 from swarmd.tasks import TaskOwner
 
-__all__ = ["Placement", "SwarmServer"]
+__all__ = ["Found", "Placement", "SwarmServer"]
 
+MAX_KEYS_WRITTEN = 64
+"""Keys whose holders a publisher remembers; it writes under two, and under few others on its way
+through a cascade."""
+MORE_VOTES = 2
+"""Holders that must say `more` before a reader goes deeper: one liar alone makes no work."""
 _LEAST_JOIN_TIME = 1.0
 """Seconds for the lookup of our own id, even if the first contact answered late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a write under one key ended: who holds the record, and a newer one that was met."""
+    """How a write under one key ended: how many hold the record, whether most had no room, and a
+    newer record that was met."""
 
     holders: int
+    is_full: bool
     newer: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The merged records under a key, and whether its holders sent somebody deeper."""
+
+    records: list[Record]
+    more: bool
 
 
 @dataclass(slots=True)
@@ -70,7 +87,9 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         self._clock = clock
         self._owner = owner
         self._on_contact = on_contact
-        self._replicas: dict[bytes, _Replicas] = {}
+        self._replicas: Memory[bytes, _Replicas] = Memory(MAX_KEYS_WRITTEN)
+        self._depth = Depth(config.probe_period)
+        self._version = 4
 
     # --- the socket ---
 
@@ -83,6 +102,7 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
             clock=self._clock,
             owner=self._owner,
             on_contact=self._on_contact.set,
+            version=self._version,
         )
 
     async def listen(self, port: int, interface: str = "127.0.0.1") -> Address:
@@ -90,9 +110,12 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         host = await resolve(interface)
         where = Address(interface, port)
         if host is None:
-            raise UsageError(f"cannot listen on {where}: give an IPv4 address of this machine")
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            raise UsageError(f"cannot listen on {where}: give an IP address of this machine")
+        self._version = 6 if ":" in host else 4
+        sock = socket.socket(_FAMILIES[self._version], socket.SOCK_DGRAM)
         try:
+            if self._version == 6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._config.receive_buffer)
             sock.bind((host, port))
@@ -109,7 +132,7 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
                 ) from exc
             raise UsageError(
                 f"cannot listen on {where}: {exc.strerror or exc}; "
-                "give an IPv4 address of this machine and a port above 1023"
+                "give an IP address of this machine and a port above 1023"
             ) from exc
         except BaseException:
             sock.close()
@@ -164,7 +187,7 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         return len(self.protocol.router)
 
     async def _join_at(self, address: Address, tries: int) -> bool:
-        host = await resolve(address.host)
+        host = await resolve(address.host, self._version)
         if host is None:
             return False
         found = await self.protocol.call_ping(Node(bytes(20), host, address.port), tries)
@@ -206,15 +229,19 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         )
         return await crawl.find()
 
-    async def read(self, key: bytes) -> list[Record]:
+    async def read(self, key: bytes) -> Found:
         """The merged records under `key`, our own store's included; at worst those read in time."""
         reading = Reading(key, self.protocol.reader, self._clock)
-        reading.take(record.raw for record in self.storage.live(key, self._clock.wall()))
+        now = self._clock.wall()
+        own = self.storage.live(key, now)
+        reading.take(record.raw for record in own)
         holders = await self.lookup(key, reading=reading)
         with contextlib.suppress(TimeoutError):  # what was read is true; the next read goes on
             async with asyncio.timeout(self._config.lookup_timeout):
                 await read_pages(self.protocol, reading, holders)
-        return reading.records
+        votes = [reply.more for _, reply in holders] + [self.storage.more(key, now)]
+        voters = len(holders) + bool(own)
+        return Found(reading.records, sum(votes) >= max(1, min(MORE_VOTES, voters)))
 
     # --- writing ---
 
@@ -237,14 +264,40 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         self._replicas[key] = _Replicas({node.id: node for node, _ in replies}, until)
         return self._placement(key, record, replies)
 
+    async def place_in_shard(self, record: Record) -> Placement:
+        """Put `record` under the shallowest of its model's keys that has room.
+
+        Answers for the key at which it lies then, or for the deepest, which was full. A tombstone
+        goes where the last record went, and no further.
+        """
+        ascent = self._depth.ascend(self._clock.monotonic())
+        best: Placement | None = None
+        newer: list[Record] = []
+        while (depth := ascent.at) is not None:
+            placement = await self.place(Shard.of(record.info, depth).key, record)
+            newer += [placement.newer] if placement.newer is not None else []
+            if best is None or not placement.is_full:
+                best = placement
+            ascent.tried(placement.is_full)
+            if placement.newer is not None or (record.is_tombstone and not placement.is_full):
+                break
+        assert best is not None
+        newest = max(newer, key=lambda other: other.info.sequence, default=None)
+        return Placement(best.holders, best.is_full, newest)
+
+    def keys_of(self, record: Record) -> tuple[bytes, bytes]:
+        """The two keys under which `record` lies now."""
+        return (Shard.of(record.info, self._depth.settled).key, INDEX_KEY)
+
     async def repair(self, record: Record) -> None:
         """Hand `record` to contacts that are nearer to its keys than those who hold it.
 
         Without it, a node that announced before the swarm had grown would be invisible until its
         next announcement: readers ask the nearest only.
         """
-        for key in keys_of(record.info):
-            replicas = self._replicas.setdefault(key, _Replicas({}, 0.0))
+        for key in self.keys_of(record):
+            replicas = self._replicas.get(key) or _Replicas({}, 0.0)
+            self._replicas[key] = replicas
             newcomers = self._newcomers(key, replicas)
             holders = [*replicas.nodes.values()]
             holders += [node for node, _ in await self._put_all(newcomers, key, record)]
@@ -271,18 +324,22 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         self, key: bytes, record: Record, replies: list[tuple[Node, PutReply]]
     ) -> Placement:
         now = self._clock.wall()
-        held = sum(reply.status is PutStatus.OK for _, reply in replies)
+        statuses = [reply.status for _, reply in replies]
         met: list[Record] = []
         if self._config.serving:
             own = self.storage.put(key, record, now)
-            held += own.status is PutStatus.OK
+            statuses.append(own.status)
             met += [own.held] if own.held is not None else []
         for _, reply in replies:
             other = self.protocol.reader.parse(reply.held, now)
             if reply.status is PutStatus.STALE and isinstance(other, Record):
                 met.append(other)
         ours = [other for other in met if other.slot == record.slot]
-        return Placement(held, max(ours, key=lambda r: r.info.sequence, default=None))
+        return Placement(
+            statuses.count(PutStatus.OK),
+            2 * statuses.count(PutStatus.FULL) > len(statuses),
+            max(ours, key=lambda r: r.info.sequence, default=None),
+        )
 
     async def _put_all(
         self, nodes: list[Node], key: bytes, record: Record
@@ -307,15 +364,25 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         return None
 
 
-async def resolve(host: str) -> str | None:
-    """The IPv4 literal of a host name, or None. A literal is not looked up."""
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+async def resolve(host: str, version: int | None = None) -> str | None:
+    """The IP literal of a host name, or None; of both families IPv4 is preferred if `version` is
+    None. A literal is not looked up."""
     try:
-        return str(ipaddress.IPv4Address(host))
+        literal = ipaddress.ip_address(host)
     except ValueError:
         pass
-    try:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError, ValueError):
-        return None
-    return str(found[0][4][0]) if found else None
+    else:
+        return str(literal) if version in (None, literal.version) else None
+    for family in [version] if version is not None else [4, 6]:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, None, family=_FAMILIES[family], type=socket.SOCK_DGRAM
+            )
+        except (OSError, UnicodeError, ValueError):
+            continue
+        if found:
+            return str(found[0][4][0])
+    return None

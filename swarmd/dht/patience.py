@@ -36,6 +36,9 @@ class Memory(Generic[K, V]):
     def get(self, key: K) -> V | None:
         return self._entries.get(key)
 
+    def values(self) -> list[V]:
+        return list(self._entries.values())
+
     def pop(self, key: K) -> None:
         self._entries.pop(key, None)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from swarmd.dht.envelope import is_sendable
+from swarmd.dht.addresses import is_sendable
 from swarmd.errors import StateError
 from swarmd.identity import PEER_ID_BYTES, PeerId
 from swarmd.peers import Address

@@ -21,6 +21,7 @@ from swarmd.dht.envelope import (
     Drop,
     Kind,
     Message,
+    datagram_keys,
     seal,
     unseal,
 )
@@ -35,7 +36,9 @@ from swarmd.dht.messages import (
     is_sender,
 )
 from swarmd.dht.patience import Memory, Patience
+from swarmd.dht.rates import Rates
 from swarmd.dht.records import RecordReader
+from swarmd.dht.skew import ClockOffset
 from swarmd.dht.storage import PutStatus, RecordStorage
 from swarmd.dht.table import Router
 from swarmd.dht.transport import GuardedTransport, Traffic
@@ -82,14 +85,26 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         clock: Clock,
         owner: TaskOwner,
         on_contact: Callable[[], None],
+        version: int = 4,
     ) -> None:
+        """`version` of the Internet Protocol that the socket speaks, 4 or 6."""
         super().__init__(node, storage, config.k)
         self.router = Router(self, config.k, node)
+        if config.keys.is_public:
+            per_bucket = config.max_contacts_per_group_and_bucket
+            self.router.limits = (config.max_contacts_per_group, per_bucket)
         self.traffic = Traffic()
         self.patience = Patience(config)
-        self.reader = RecordReader(config.swarm_id, config.max_parsed)
+        self.clock_offset = ClockOffset()
+        swarm_ids = [key.swarm_id for key in config.keys.accepted]
+        self.reader = RecordReader(swarm_ids, parsed=config.max_parsed, checked=config.max_checked)
+        self.version = version
         self.closed = asyncio.Event()
         self._config = config
+        self._swarm_ids = swarm_ids
+        self._keys = datagram_keys(config.keys)
+        self._key_of: Memory[Host, int] = Memory(config.max_remembered)
+        self._rates = Rates(config)
         self._clock = clock
         self._owner = owner
         self._on_contact = on_contact
@@ -107,7 +122,6 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
             reader=self.reader,
         )
         self._answer = {
-            Method.PING: self._answers.ping,
             Method.QUERY: self._answers.query,
             Method.PUT: self._answers.put,
         }
@@ -144,7 +158,7 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
     # --- what comes in ---
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = GuardedTransport(transport, self.traffic)
+        self.transport = GuardedTransport(transport, self.traffic, self.version)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set()
@@ -156,7 +170,7 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         try:
             self.traffic.datagrams_in += 1
             self.traffic.bytes_in += len(data)
-            message = unseal(self._config.swarm_key, data)
+            message = unseal(self._keys, data)
             dropped: Drop | None
             if isinstance(message, Message):
                 dropped = self._receive(message, (addr[0], addr[1]))
@@ -176,13 +190,21 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         if len(message.body) != 3:
             return Drop.SHAPE
         method, sender, values = message.body
-        if type(method) is not int or method not in self._answer or not is_sender(sender):
+        if type(method) is not int or not 1 <= method <= len(Method) or not is_sender(sender):
             return Drop.SHAPE
-        reply = self._answer[Method(method)](values, host)
+        is_write = method == Method.PUT
+        if not self._rates.allow(host[0], is_write, self._clock.monotonic()):
+            return Drop.RATE
+        if method == Method.PING:
+            reply = self._answers.ping(values, message.key)
+        else:
+            reply = self._answer[Method(method)](values, host)
         if reply is None:
             return Drop.SHAPE
+        if len(self._keys) > 1:
+            self._key_of[host] = message.key
         body = [self.source_node.id, reply]
-        sealed = seal(self._config.swarm_key, Kind.REPLY, message.message_id, body)
+        sealed = seal(self._keys[message.key], Kind.REPLY, message.message_id, body)
         self.transport.sendto(sealed, host)
         if sender:
             self.welcome_if_new(Node(sender, *host))
@@ -199,6 +221,8 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         sender, values = message.body
         if type(sender) is not bytes or len(sender) != PEER_ID_BYTES:
             return Drop.SHAPE
+        if len(self._keys) > 1:
+            self._key_of[host] = message.key
         pending.reply.set_result(_Reply(sender, values))
         return None
 
@@ -208,20 +232,22 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         """The verified node at this address, whatever id it has, or None."""
         host = (node_to_ask.ip, node_to_ask.port)
         nonce = os.urandom(NONCE_BYTES)
+        asked_at = self._clock.wall()
         reply = await self._call(host, Method.PING, [nonce], tries)
         proof = None
         if reply is not None:
-            proof = PingReply.parse(reply.values, self._config.swarm_id, nonce)
+            proof = PingReply.parse(reply.values, self._swarm_ids, nonce)
         if proof is None or reply is None or proof.peer_id != reply.sender:
             self._forget(node_to_ask)
             return None
         self.patience.answered(host)
+        self.clock_offset.sample(proof.peer_id, proof.clock, asked_at, self._clock.wall())
         return Node(proof.peer_id, *host)
 
     async def call_query(self, node: Node, query: QueryRequest) -> QueryReply | None:
         """What `node` knows of a key; its token is remembered. None forgets the node."""
         values = await self._ask(node, Method.QUERY, query.pack())
-        reply = None if values is None else QueryReply.parse(values, self._config.k)
+        reply = None if values is None else QueryReply.parse(values, self._config.k, self.version)
         if reply is None:
             self._forget(node)
             return None
@@ -275,13 +301,17 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         message_id = os.urandom(MESSAGE_ID_BYTES)
         sender = bytes(self.source_node.id) if self._config.serving else b""
         body = [int(method), sender, values]
-        datagram = seal(self._config.swarm_key, Kind.REQUEST, message_id, body)
-        assert len(datagram) <= MAX_DATAGRAM_BYTES
+        first = self._key_of.get(host) or 0
+        keys = self._keys[first:] + self._keys[:first]
+        datagrams = [seal(key, Kind.REQUEST, message_id, body) for key in keys]
+        assert all(len(datagram) <= MAX_DATAGRAM_BYTES for datagram in datagrams)
+        # While keys change, a peer that is silent is asked by the other key as well.
+        attempts = [d for d in datagrams for _ in range(tries or self._config.tries)]
         async with self._slots:
             reply: asyncio.Future[_Reply] = loop.create_future()
             self._pending[message_id] = _Pending(host, reply)
             try:
-                for attempt in range(tries or self._config.tries):
+                for attempt, datagram in enumerate(attempts):
                     sent_at = loop.time()
                     if not self.transport.sendto(datagram, host):
                         return None

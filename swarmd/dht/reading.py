@@ -20,7 +20,7 @@ from swarmd.dht.messages import (
     have_hash,
 )
 from swarmd.dht.protocol import SwarmProtocol
-from swarmd.dht.records import Record, RecordReader, Slot, keys_of, merge
+from swarmd.dht.records import Record, RecordReader, Slot, belongs, merge
 from swarmd.dht.storage import digest_of
 
 __all__ = ["Reading", "read_pages"]
@@ -60,7 +60,7 @@ class Reading:
         news = 0
         for raw in raws:
             record = self._reader.parse(raw, now)
-            if not isinstance(record, Record) or self.key not in keys_of(record.info):
+            if not isinstance(record, Record) or not belongs(self.key, record.info):
                 continue
             if raw not in self._seen:
                 self._seen[raw] = record

@@ -15,13 +15,15 @@ import enum
 import hashlib
 import ipaddress
 import math
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgpack
 
 from swarmd.blocks import Span
 from swarmd.dht.config import MAX_TTL
+from swarmd.dht.patience import Memory
+from swarmd.dht.shards import MAX_DEPTH, Shard
 from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES, Identity, PeerId, verify
 from swarmd.peers import MODEL_ID_BYTES, Address, ModelId, PeerInfo, PeerState
 
@@ -34,7 +36,7 @@ __all__ = [
     "RecordReader",
     "Refusal",
     "Slot",
-    "key_for",
+    "belongs",
     "keys_of",
     "merge",
     "newer",
@@ -111,19 +113,16 @@ class Record:
         return None
 
 
-def key_for(model_id: ModelId, depth: int = 0) -> bytes:
-    """The DHT key (20 bytes) of a model's records. Depth 0 is the root, the only one so far.
-
-    The place for the shards of a model with more than 128 peers: depth 1 and more.
-    """
-    if depth != 0:
-        raise ValueError(f"no shard of depth {depth}: only the root exists")
-    return hashlib.sha256(b"swarmd-model" + model_id).digest()[:20]
+def keys_of(info: PeerInfo, depth: int = 0) -> tuple[bytes, bytes]:
+    """The two keys of a record whose model's cascade is used at `depth`, from its content alone."""
+    return (Shard.of(info, depth).key, INDEX_KEY)
 
 
-def keys_of(info: PeerInfo) -> tuple[bytes, bytes]:
-    """The two keys under which a record belongs, derived from its signed content alone."""
-    return (key_for(info.model_id), INDEX_KEY)
+def belongs(key: bytes, info: PeerInfo) -> bool:
+    """Whether a record may lie under `key`: the index, or a shard that follows from its content."""
+    return key == INDEX_KEY or any(
+        key == Shard.of(info, depth).key for depth in range(MAX_DEPTH + 1)
+    )
 
 
 def newer(a: Record, b: Record) -> bool:
@@ -209,30 +208,47 @@ def parse(raw: object, swarm_id: bytes, now: float) -> Record | Refusal:
 class RecordReader:
     """`parse` with a memory, so that the signature of each record is checked once (209 µs)."""
 
-    def __init__(self, swarm_id: bytes, capacity: int) -> None:
-        self._swarm_id = swarm_id
-        self._capacity = capacity
-        self._known: OrderedDict[bytes, Record] = OrderedDict()
+    def __init__(self, swarm_ids: Sequence[bytes], *, parsed: int, checked: int) -> None:
+        """Remembers `parsed` records, and of `checked` the verdict on the signature. While keys
+        change there are two `swarm_ids`, and a record may be signed for either."""
+        self._swarm_ids = tuple(swarm_ids)
+        self._parsed: Memory[bytes, Record] = Memory(parsed)
+        self._checked: Memory[bytes, bool | Refusal] = Memory(checked)
 
     def parse(self, raw: object, now: float) -> Record | Refusal:
         """As the function `parse`."""
         if not isinstance(raw, bytes):
             return Refusal.MALFORMED
-        if (known := self._known.get(raw)) is not None:
+        if len(raw) > MAX_RECORD_BYTES:
+            return Refusal.TOO_LARGE
+        if (known := self._parsed.get(raw)) is not None:
             return known.refusal(now) or known
-        record = parse(raw, self._swarm_id, now)
-        if isinstance(record, Record):
-            self._known[raw] = record
-            if len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-        return record
+        name = hashlib.blake2b(raw, digest_size=16).digest()
+        verdict = self._checked.get(name)
+        if isinstance(verdict, Refusal):
+            return verdict
+        record = self._decode(raw, verdict)
+        if isinstance(record, Refusal):
+            self._checked[name] = record
+            return record
+        self._checked[name] = True
+        self._parsed[raw] = record
+        return record.refusal(now) or record
+
+    def _decode(self, raw: bytes, verdict: bool | None) -> Record | Refusal:
+        result: Record | Refusal = Refusal.SIGNATURE
+        for swarm_id in self._swarm_ids:
+            result = _decode(raw, swarm_id, is_signed=verdict is not None)
+            if result is not Refusal.SIGNATURE:
+                break
+        return result
 
 
 def _unpack(raw: bytes) -> object:
     return msgpack.unpackb(raw, use_list=False, max_map_len=0, max_ext_len=0)
 
 
-def _decode(raw: object, swarm_id: bytes) -> Record | Refusal:
+def _decode(raw: object, swarm_id: bytes, *, is_signed: bool = False) -> Record | Refusal:
     if not isinstance(raw, bytes):
         return Refusal.MALFORMED
     if len(raw) > MAX_RECORD_BYTES:
@@ -254,7 +270,7 @@ def _decode(raw: object, swarm_id: bytes) -> Record | Refusal:
     info = _info(fields)
     if info is None:
         return Refusal.FIELD
-    if not verify(fields[3], signature, _signed(swarm_id, body)):
+    if not is_signed and not verify(fields[3], signature, _signed(swarm_id, body)):
         return Refusal.SIGNATURE
     digest = hashlib.blake2b(raw, digest_size=8).digest()
     return Record(info, raw, int.from_bytes(digest, "big"))

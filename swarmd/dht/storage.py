@@ -14,8 +14,10 @@ from typing import Any, NoReturn
 
 from kademlia.storage import IStorage
 
-from swarmd.dht.config import DhtConfig
-from swarmd.dht.records import CLOCK_SKEW, INDEX_KEY, Record, Slot, keys_of, merge
+from swarmd.dht.addresses import ip_group
+from swarmd.dht.config import MAX_TTL, DhtConfig
+from swarmd.dht.patience import Memory
+from swarmd.dht.records import CLOCK_SKEW, INDEX_KEY, Record, Slot, belongs, merge
 
 __all__ = ["PutResult", "PutStatus", "RecordStorage", "digest_of"]
 
@@ -57,15 +59,21 @@ class RecordStorage(IStorage):  # type: ignore[misc, unused-ignore]
     def __init__(self, config: DhtConfig) -> None:
         self._config = config
         self._records: dict[bytes, dict[Slot, Record]] = {}
+        self._groups: dict[bytes, dict[Slot, bytes]] = {}
+        self._refused: Memory[bytes, float] = Memory(config.max_remembered)
         self._count = 0
 
     def __len__(self) -> int:
         """Records held, counted once for each key, expired ones that were not purged included."""
         return self._count
 
-    def put(self, key: bytes, record: Record, now: float) -> PutResult:
-        """Hold `record` if it belongs here and is newer than its slot. Else change nothing."""
-        if key not in keys_of(record.info) or record.refusal(now) is not None:
+    def put(self, key: bytes, record: Record, now: float, source: str = "") -> PutResult:
+        """Hold `record` if it belongs here and is newer than its slot. Else change nothing.
+
+        `source` is the IP address that writes it; in a public swarm one public /24 or /48 gets a
+        few places of a key only. A renewal is never FULL.
+        """
+        if not belongs(key, record.info) or record.refusal(now) is not None:
             return PutResult(PutStatus.BAD)
         if record.info.sequence > (now + CLOCK_SKEW) * 1000:
             return PutResult(PutStatus.BAD)
@@ -73,10 +81,14 @@ class RecordStorage(IStorage):  # type: ignore[misc, unused-ignore]
         held = self._records.get(key, {})
         old = held.get(record.slot)
         if old is None:
-            if self._is_full(key, held, record):
+            group = ip_group(source) if self._config.keys.is_public else None
+            if self._is_full(key, held, record) or self._is_crowded(key, group):
+                self._refused[key] = now + MAX_TTL
                 return PutResult(PutStatus.FULL)
             self._records.setdefault(key, held)[record.slot] = record
             self._count += 1
+            if group is not None:
+                self._groups.setdefault(key, {})[record.slot] = group
         elif not merge(held, record) and old.raw != record.raw:
             return PutResult(PutStatus.STALE, old)
         return PutResult(PutStatus.OK)
@@ -85,6 +97,14 @@ class RecordStorage(IStorage):  # type: ignore[misc, unused-ignore]
         """The unexpired records under `key`, tombstones included (a reader must learn of them)."""
         self._drop_expired(key, now)
         return list(self._records.get(key, {}).values())
+
+    def more(self, key: bytes, now: float) -> bool:
+        """Whether somebody was refused here for want of room within the longest life of a record.
+
+        It outlives the records, so those who went deeper are still found when the key is empty.
+        """
+        until = self._refused.get(key)
+        return until is not None and now < until
 
     def purge(self, now: float) -> int:
         """Drop all expired records; returns how many."""
@@ -104,6 +124,12 @@ class RecordStorage(IStorage):  # type: ignore[misc, unused-ignore]
         same = sum(r.info.model_id == model_id and not r.is_tombstone for r in held.values())
         return same >= self._config.max_index_records_per_model
 
+    def _is_crowded(self, key: bytes, group: bytes | None) -> bool:
+        if group is None:
+            return False
+        same = sum(other == group for other in self._groups.get(key, {}).values())
+        return same >= self._config.max_records_per_group
+
     def _drop_expired(self, key: bytes, now: float) -> None:
         held = self._records.get(key)
         if held is None:
@@ -111,9 +137,11 @@ class RecordStorage(IStorage):  # type: ignore[misc, unused-ignore]
         expired = [slot for slot, record in held.items() if record.info.expires_at <= now]
         for slot in expired:
             del held[slot]
+            self._groups.get(key, {}).pop(slot, None)
         self._count -= len(expired)
         if not held:
             del self._records[key]
+            self._groups.pop(key, None)
 
     # What the package sees: nothing, ever.
 

@@ -8,6 +8,8 @@ from typing import Any
 from kademlia.node import Node
 from kademlia.routing import RoutingTable
 
+from swarmd.dht.addresses import ip_group
+
 __all__ = ["Router"]
 
 
@@ -18,11 +20,18 @@ class Router(RoutingTable):  # type: ignore[misc, unused-ignore]
     bucket's tail, so that the head is the one seen longest ago; one address has one id. There is
     no list of spare contacts: a newcomer to a full bucket is turned away, and the owner of the
     table pings heads, so that dead ones make room (Kademlia, section 2.2).
+
+    In a public swarm, `limits` of one public /24 or /48 hold for the table and for each bucket:
+    addresses of one network are cheap, so they must not make up all that we know.
     """
+
+    limits: tuple[int, int] | None = None
+    """Contacts of one IP group in the table, and in one bucket; None: not limited."""
 
     def flush(self) -> None:
         super().flush()
         self._by_address: dict[tuple[str, int], Any] = {}
+        self._groups: dict[bytes, set[bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._by_address)
@@ -42,7 +51,8 @@ class Router(RoutingTable):  # type: ignore[misc, unused-ignore]
     def has_room(self, node: Any) -> bool:
         """Whether `add_contact` would take this node."""
         bucket = self.buckets[self.get_bucket_for(node)]
-        return node.id in bucket.nodes or len(bucket) < self.ksize or self._may_split(bucket)
+        fits = node.id in bucket.nodes or len(bucket) < self.ksize or self._may_split(bucket)
+        return fits and not self._is_crowded(node, bucket)
 
     def add_contact(self, node: Any) -> bool:
         """Add a verified node, or move it to its bucket's tail; False if there is no room.
@@ -60,11 +70,15 @@ class Router(RoutingTable):  # type: ignore[misc, unused-ignore]
             if not self._may_split(bucket):
                 return False
             self.split_bucket(index)
+        if self._is_crowded(node, bucket):
+            return False
         for stale in (self.at((node.ip, node.port)), bucket[node.id]):
             if stale is not None:
                 self.remove_contact(stale)
         bucket.add_node(node)
         self._by_address[(node.ip, node.port)] = node
+        if (group := ip_group(node.ip)) is not None:
+            self._groups.setdefault(group, set()).add(node.id)
         return True
 
     def remove_contact(self, node: Any) -> None:
@@ -73,6 +87,10 @@ class Router(RoutingTable):  # type: ignore[misc, unused-ignore]
         if known is not None and known.same_home_as(node):
             del self._by_address[(known.ip, known.port)]
             super().remove_contact(known)
+            if (group := ip_group(known.ip)) is not None:
+                self._groups[group].discard(known.id)
+                if not self._groups[group]:
+                    del self._groups[group]
 
     def find_neighbors(self, node: Any, k: int | None = None, exclude: Any = None) -> list[Any]:
         """The `k` contacts nearest to `node`, nearest first, without `node` and `exclude`."""
@@ -86,6 +104,17 @@ class Router(RoutingTable):  # type: ignore[misc, unused-ignore]
     def heads(self) -> list[Any]:
         """The contact of each bucket that was heard of longest ago."""
         return [bucket.head() for bucket in self.buckets if len(bucket)]
+
+    def _is_crowded(self, node: Any, bucket: Any) -> bool:
+        """Whether this node's network has all the places that one network may have."""
+        group = ip_group(node.ip) if self.limits is not None else None
+        if self.limits is None or group is None:
+            return False
+        replaced = self.at((node.ip, node.port))
+        others = self._groups.get(group, set()) - {node.id, replaced.id if replaced else b""}
+        in_table, in_bucket = self.limits
+        near = sum(other in bucket.nodes for other in others)
+        return len(others) >= in_table or near >= in_bucket
 
     def _may_split(self, bucket: Any) -> bool:
         return bool(bucket.has_in_range(self.node)) or bucket.depth() % 5 != 0

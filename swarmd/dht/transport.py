@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from swarmd.dht.envelope import Drop, is_sendable
+from swarmd.dht.addresses import is_sendable
+from swarmd.dht.envelope import Drop
 
 __all__ = ["GuardedTransport", "Traffic"]
 
@@ -31,16 +32,20 @@ class GuardedTransport:
     gossiped contact with port 70000 would deafen the node.
     """
 
-    def __init__(self, transport: asyncio.DatagramTransport, traffic: Traffic) -> None:
+    def __init__(
+        self, transport: asyncio.DatagramTransport, traffic: Traffic, version: int = 4
+    ) -> None:
+        """`version` of the Internet Protocol, 4 or 6: addresses of the other are not sendable."""
         self._transport = transport
         self._traffic = traffic
+        self._version = version
 
     def sendto(self, data: bytes, address: tuple[object, object]) -> bool:
         """Send, and say whether the datagram was handed to the socket."""
         if self._transport.is_closing():
             self._traffic.drop(Drop.CLOSED)
             return False
-        if len(address) != 2 or not is_sendable(*address):
+        if len(address) != 2 or not is_sendable(*address, self._version):
             self._traffic.drop(Drop.UNSENDABLE)
             return False
         try:

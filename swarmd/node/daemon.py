@@ -37,6 +37,7 @@ from swarmd.compute.throughput import measured_or_cached
 from swarmd.config import DEFAULT_PORTS, DaemonConfig, check_host
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import Directory
+from swarmd.dht.node import resolve
 from swarmd.dht.peers_file import PeersFile
 from swarmd.errors import BootstrapFailed, PortInUse, StateError, SwarmdError, UsageError
 from swarmd.identity import Identity, PeerId
@@ -272,7 +273,12 @@ class Daemon:
         ports = list(DEFAULT_PORTS) if self.config.port is None else [self.config.port]
         for port in ports:
             directory = Directory(
-                DhtConfig(host=self.config.host, port=port, ttl=self.config.record_ttl),
+                DhtConfig(
+                    host=self.config.host,
+                    port=port,
+                    ttl=self.config.record_ttl,
+                    keys=self.config.keys,
+                ),
                 identity,
                 rng=self._rng,
                 peers_file=PeersFile(self.state.peers_file),
@@ -346,10 +352,8 @@ class Daemon:
 
 
 async def _resolved(host: str) -> str:
-    """The IPv4 literal of a host name; an announcement carries addresses, not names."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(host, None, family=socket.AF_INET)
-    except OSError as error:
-        raise UsageError(f"{host!r} is not an IPv4 address or a known host name") from error
-    return str(found[0][4][0])
+    """The IP literal of a host name; an announcement carries addresses, not names."""
+    literal = await resolve(host)
+    if literal is None:
+        raise UsageError(f"{host!r} is not an IP address or a known host name")
+    return literal

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 from kademlia.node import Node
 
+from swarmd.dht.addresses import pack_nodes
 from swarmd.dht.answers import may_refer
 from swarmd.dht.directory import Directory
-from swarmd.dht.envelope import Drop, Kind, pack_nodes, seal
+from swarmd.dht.envelope import Drop, Kind, seal
 from swarmd.dht.messages import Method, QueryRequest, Want
 from swarmd.dht.protocol import SwarmProtocol
-from swarmd.dht.records import Record, key_for
+from swarmd.dht.records import Record
+from swarmd.dht.shards import Shard
+from swarmd.swarm_key import KeyRing, SwarmKey
 from tests.conftest import Runner
 from tests.dht.swarm import (
-    CONFIG,
     MODEL,
     announce_all,
     directory_of,
@@ -29,7 +31,7 @@ from tests.dht.swarm import (
     open_swarm,
     until,
 )
-from tests.dht.test_wire import POISON, sealed_raw
+from tests.dht.test_wire import KEY, POISON, sealed_raw
 
 
 def protocol_of(node: Directory) -> SwarmProtocol:
@@ -69,7 +71,7 @@ def test_poisoned_contacts_leave_the_socket_open(run_either: Runner) -> None:
 
 
 def lies() -> list[Any]:
-    good = [b"", b"t" * 8, 0, 0, 0, []]
+    good = [b"", b"t" * 8, 0, 0, 0, [], False]
     found: list[Any] = [None, 5, "no", b"", [], [good], {"value": 1}, good[:-1]]
     for host, port in POISON:
         found.append([[[b"i" * 20, host, port]], *good[1:]])
@@ -126,14 +128,14 @@ def test_evil_holders_near_the_key_are_seen_through(run_async: Runner) -> None:
     async def main() -> None:
         async with open_swarm(14) as nodes:
             await announce_all(nodes)
-            key = key_for(MODEL)
+            key = Shard(MODEL).key
             target = Node(key)
             by_distance = sorted(nodes, key=lambda n: target.distance_to(Node(n.peer_id)))
             for n, evil in enumerate(by_distance[:3]):
                 ghosts = [
                     (key[:18] + bytes([n, i]), "127.0.0.1", 1 + 20 * n + i) for i in range(20)
                 ]
-                reply = [pack_nodes(ghosts), b"t" * 8, 0, 0, 0, []]
+                reply = [pack_nodes(ghosts), b"t" * 8, 0, 0, 0, [], False]
                 answer_queries(evil, reply)
             async with asyncio.timeout(15):
                 for reader in by_distance[-3:]:
@@ -146,7 +148,7 @@ def test_a_holder_that_pages_for_ever_is_left(run_async: Runner) -> None:
     async def main() -> None:
         async with open_swarm(4) as nodes:
             await announce_all(nodes)
-            answer_queries(nodes[1], [b"", b"t" * 8, 2**32 - 1, 5, 9, [b"junk"]])
+            answer_queries(nodes[1], [b"", b"t" * 8, 2**32 - 1, 5, 9, [b"junk"], True])
             async with asyncio.timeout(10):
                 assert len(await nodes[3].fetch(MODEL)) == 4
             assert nodes[3].statistics().datagrams_out < 2000
@@ -156,7 +158,10 @@ def test_a_holder_that_pages_for_ever_is_left(run_async: Runner) -> None:
 
 def test_another_swarm_key_gets_no_answer(run_async: Runner) -> None:
     async def main() -> None:
-        async with directory_of(1) as node, directory_of(2, swarm_key=b"k" * 32) as stranger:
+        async with (
+            directory_of(1) as node,
+            directory_of(2, keys=KeyRing(SwarmKey(b"k" * 32))) as stranger,
+        ):
             from swarmd.errors import BootstrapFailed
 
             with pytest.raises(BootstrapFailed):
@@ -181,8 +186,8 @@ def test_garbage_is_counted_and_nothing_else(
             caplog.clear()
             node = protocol_of(nodes[0])
             before = nodes[0].statistics()
-            request = QueryRequest(key_for(MODEL), Want(3)).pack()
-            good = seal(CONFIG.swarm_key, Kind.REQUEST, b"i" * 8, [2, b"", request])
+            request = QueryRequest(Shard(MODEL).key, Want(3)).pack()
+            good = seal(KEY, Kind.REQUEST, b"i" * 8, [2, b"", request])
             sender = ("127.0.0.1", 9)
             sent = 0
             for _ in range(3000):
@@ -224,7 +229,7 @@ def test_every_field_of_every_request_wrong_typed(run_async: Runner) -> None:
                             [method, wrong, values],
                         ):
                             protocol.datagram_received(
-                                seal(CONFIG.swarm_key, Kind.REQUEST, b"i" * 8, request),
+                                seal(KEY, Kind.REQUEST, b"i" * 8, request),
                                 ("127.0.0.1", 9),
                             )
             assert Drop.BUG not in node.statistics().drops
@@ -244,8 +249,8 @@ def test_a_reply_counts_only_from_the_address_that_was_asked(run_async: Runner) 
                 task = protocol.spawn(query, "query")
                 await until(lambda: protocol.pending)
                 (message_id,) = protocol._pending
-                reply = [b"a" * 20, [b"", b"t" * 8, 0, 0, 0, []]]
-                forged = seal(CONFIG.swarm_key, Kind.REPLY, message_id, reply)
+                reply = [b"a" * 20, [b"", b"t" * 8, 0, 0, 0, [], False]]
+                forged = seal(KEY, Kind.REPLY, message_id, reply)
                 protocol.datagram_received(forged, ("127.0.0.1", 9))
                 assert node.statistics().drops[Drop.SOURCE] == 1
                 assert not task.done()
@@ -268,7 +273,7 @@ def test_an_unverified_id_never_enters_a_table(run_async: Runner) -> None:
                     sender = random.Random(n).randbytes(20)
                     values = QueryRequest(b"k" * 20, Want.STATUS).pack()
                     request = [int(Method.QUERY), sender, values]
-                    data = seal(CONFIG.swarm_key, Kind.REQUEST, n.to_bytes(8, "big"), request)
+                    data = seal(KEY, Kind.REQUEST, n.to_bytes(8, "big"), request)
                     protocol_of(node).datagram_received(data, mute.getsockname())
                 await until(lambda: node.statistics().pending == 0)
                 assert node.contacts() == []
@@ -282,13 +287,13 @@ def test_a_write_needs_a_token_of_the_same_address(run_async: Runner) -> None:
         async with open_swarm(2) as nodes:
             await announce_all(nodes)
             holder = protocol_of(nodes[0])
-            record: Record = holder.storage.live(key_for(MODEL), nodes[0]._clock.wall())[0]
+            record: Record = holder.storage.live(Shard(MODEL).key, nodes[0]._clock.wall())[0]
             for token, source in (
                 (b"t" * 8, "127.0.0.1"),
                 (holder._answers._mint.mint("127.0.0.1", 0.0), "127.0.0.1"),
                 (holder._answers._mint.mint("10.0.0.1", nodes[0]._clock.monotonic()), "127.0.0.1"),
             ):
-                status = holder._answers.put((key_for(MODEL), token, record.raw), (source, 9))
+                status = holder._answers.put((Shard(MODEL).key, token, record.raw), (source, 9))
                 assert status is not None
                 assert status[0] == 4
 

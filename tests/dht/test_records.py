@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmd.blocks import Span
-from swarmd.dht.config import DhtConfig
+from swarmd.dht import records
 from swarmd.dht.records import (
     CLOCK_SKEW,
     INDEX_KEY,
@@ -21,15 +21,17 @@ from swarmd.dht.records import (
     RecordReader,
     Refusal,
     Slot,
-    key_for,
+    belongs,
     keys_of,
     merge,
     newer,
     pack,
     parse,
 )
-from swarmd.identity import PeerId
-from swarmd.peers import Address, ModelId, PeerInfo, PeerState
+from swarmd.dht.shards import MAX_DEPTH, Shard
+from swarmd.identity import PeerId, verify
+from swarmd.peers import Address, PeerInfo, PeerState
+from swarmd.swarm_key import SwarmKey
 from tests.dht.swarm import CONFIG, MODEL, NOW, OTHER, identity_of, info_of, record_of
 
 ME = identity_of(1)
@@ -120,7 +122,7 @@ def test_pack_refuses_what_no_holder_would_accept(changes: dict[str, Any]) -> No
 
 def test_signature_covers_the_swarm_and_every_byte() -> None:
     raw = pack(stamped(info_of(ME.peer_id)), ME, SWARM)
-    other = DhtConfig(swarm_key=bytes(32)).swarm_id
+    other = SwarmKey(bytes(32)).swarm_id
     assert parse(raw, other, NOW) is Refusal.SIGNATURE
     for at in range(len(raw)):
         broken = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
@@ -131,7 +133,7 @@ def test_nobody_extends_a_life() -> None:
     record = record_of(1, ttl=150)
     assert parse(record.raw, SWARM, NOW + 149) == record
     assert parse(record.raw, SWARM, NOW + 150) is Refusal.EXPIRED
-    reader = RecordReader(SWARM, 10)
+    reader = RecordReader([SWARM], parsed=1, checked=10)
     assert reader.parse(record.raw, NOW) == record
     assert reader.parse(record.raw, NOW + 150) is Refusal.EXPIRED
     long = pack(dataclasses.replace(FULL, expires_at=NOW + 86400), ME, SWARM)
@@ -273,8 +275,40 @@ def test_a_tombstone_beats_a_replay() -> None:
 
 def test_keys() -> None:
     info = info_of(ME.peer_id)
-    assert keys_of(info) == (key_for(MODEL), INDEX_KEY)
-    assert len({key_for(MODEL), key_for(OTHER), INDEX_KEY}) == 3
-    assert all(len(key) == 20 for key in keys_of(info))
-    with pytest.raises(ValueError):
-        key_for(ModelId(bytes(16)), depth=1)
+    assert keys_of(info) == (Shard(MODEL).key, INDEX_KEY)
+    assert len({Shard(MODEL).key, Shard(OTHER).key, INDEX_KEY}) == 3
+    for depth in range(MAX_DEPTH + 1):
+        for key in keys_of(info, depth):
+            assert len(key) == 20
+            assert belongs(key, info)
+    assert not belongs(Shard(OTHER).key, info)
+    assert not belongs(Shard(MODEL, 1, 7).key, info)
+
+
+def test_a_signature_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a good record as of a forged one, also when its parsed form is forgotten."""
+    checks = []
+
+    def counted(*args: bytes) -> bool:
+        checks.append(args)
+        return verify(*args)
+
+    monkeypatch.setattr(records, "verify", counted)
+    reader = RecordReader([SWARM], parsed=1, checked=3)
+    good, other = record_of(1).raw, record_of(2).raw
+    checks.clear()
+    forged = good[:-1] + bytes([good[-1] ^ 1])
+    for _ in range(3):
+        assert isinstance(reader.parse(good, NOW), Record)
+        assert isinstance(reader.parse(other, NOW), Record)
+        assert reader.parse(forged, NOW) is Refusal.SIGNATURE
+    assert len(checks) == 3
+
+
+def test_while_keys_change_records_of_both_swarm_ids_are_read() -> None:
+    old, new = SwarmKey(b"o" * 32), SwarmKey(b"n" * 32)
+    reader = RecordReader([new.swarm_id, old.swarm_id], parsed=9, checked=9)
+    info = stamped(info_of(ME.peer_id))
+    for key in (old, new):
+        assert isinstance(reader.parse(pack(info, ME, key.swarm_id), NOW), Record)
+    assert reader.parse(pack(info, ME, b"x" * 16), NOW) is Refusal.SIGNATURE

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.dht.config import DhtConfig
-from swarmd.dht.records import INDEX_KEY, key_for
+from swarmd.dht.records import INDEX_KEY
+from swarmd.dht.shards import Shard
 from swarmd.dht.storage import PutStatus, RecordStorage, digest_of
 from swarmd.peers import ModelId, PeerState
 from tests.dht.swarm import CONFIG, MODEL, NOW, OTHER, record_of
 
-KEY = key_for(MODEL)
+KEY = Shard(MODEL).key
 SMALL = dataclasses.replace(CONFIG, max_records_per_key=3)
 
 
@@ -38,7 +39,7 @@ def test_the_newest_of_a_peer_wins_and_a_refused_write_changes_nothing() -> None
 
 def test_a_record_belongs_under_its_own_keys_alone() -> None:
     storage = RecordStorage(CONFIG)
-    for key in (key_for(OTHER), bytes(20)):
+    for key in (Shard(OTHER).key, bytes(20)):
         assert storage.put(key, record_of(1), NOW).status is PutStatus.BAD
     assert len(storage) == 0
 
