@@ -306,7 +306,7 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         datagrams = [seal(key, Kind.REQUEST, message_id, body) for key in keys]
         assert all(len(datagram) <= MAX_DATAGRAM_BYTES for datagram in datagrams)
         # While keys change, a peer that is silent is asked by the other key as well.
-        attempts = [d for d in datagrams for _ in range(tries or self._config.tries)]
+        attempts = datagrams * (tries or self._config.tries)
         async with self._slots:
             reply: asyncio.Future[_Reply] = loop.create_future()
             self._pending[message_id] = _Pending(host, reply)

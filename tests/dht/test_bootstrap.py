@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterable
@@ -10,12 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from swarmd.dht import Directory, PeersFile
+from swarmd.dht import DhtConfig, Directory, PeersFile
 from swarmd.dht.peers_file import Entry
 from swarmd.errors import BootstrapFailed
 from swarmd.peers import Address
 from tests.conftest import Runner
-from tests.dht.swarm import CONFIG, MODEL, NO_HOST, directory_of, identity_of, open_swarm, until
+from tests.dht.swarm import (
+    CONFIG,
+    MODEL,
+    NO_HOST,
+    announce_all,
+    directory_of,
+    identity_of,
+    ids,
+    info_of,
+    open_swarm,
+    until,
+)
 
 
 def test_bootstrap_failures_name_the_contacts(run_async: Runner) -> None:
@@ -113,3 +125,50 @@ def test_an_unwritable_peers_file_is_one_warning(
 
     run_async(main())
     assert "cannot write the peers file" in caplog.text
+
+
+def test_a_parted_swarm_heals(run_async: Runner, tmp_path: Path) -> None:
+    """Two halves that know one another from their peers files only; in life it takes minutes."""
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            halves: list[list[Directory]] = []
+            for half in range(2):
+                file = PeersFile(tmp_path / f"{half}.json")
+                config = DhtConfig(ping_period=0.2, repair_delay=0.05)
+                nodes = [
+                    Directory(config, identity_of(10 * half + n), peers_file=file) for n in range(4)
+                ]
+                for node in nodes:
+                    await stack.enter_async_context(node)
+                    others = [nodes[0].address] if node is not nodes[0] else []
+                    await node.bootstrap(others)
+                    await node.announce(info_of(node.peer_id))
+                halves.append(nodes)
+            everybody = {node.peer_id for half in halves for node in half}
+            assert not ids(await halves[0][1].fetch(MODEL)) & {n.peer_id for n in halves[1]}
+            far = halves[1][2]
+            PeersFile(tmp_path / "0.json").record([(far.peer_id, far.address, 1e11)])
+            reader = halves[0][3]
+            async with asyncio.timeout(20):
+                while ids(await reader.fetch(MODEL)) != everybody:
+                    await asyncio.sleep(0.05)
+
+    run_async(main())
+
+
+def test_a_swarm_on_ipv6(run_either: Runner) -> None:
+    """One family a socket: an IPv4 contact of the peers file or of `--peer` is passed over."""
+
+    async def main() -> None:
+        async with open_swarm(6, host="::1") as nodes, directory_of(50) as other:
+            assert str(nodes[0].address) == f"[::1]:{nodes[0].address.port}"
+            await announce_all(nodes)
+            async with directory_of(9, host="::1", serving=False) as client:
+                await client.bootstrap([nodes[3].address, other.address])
+                assert ids(await client.fetch(MODEL)) == {node.peer_id for node in nodes}
+                with pytest.raises(BootstrapFailed):
+                    await client.bootstrap([other.address], timeout=0.5)
+            assert other.statistics().datagrams_in == 0
+
+    run_either(main())

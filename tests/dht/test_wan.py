@@ -1,0 +1,26 @@
+"""Sixty nodes over an emulated WAN that loses 1 %: everything is found, within budgets."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.dht import measure
+from bench.wan import Wan
+from tests.conftest import Runner
+
+
+@pytest.mark.parametrize("cap", [128, 24])
+def test_all_is_found_before_and_after_a_third_died(run_async: Runner, cap: int) -> None:
+    """With 24 places a key, 90 publishers need the cascade."""
+    figures = run_async(measure(60, 90, 6, wan=Wan(), seed=5, cap=cap))
+    for name, of in figures.items():
+        assert of["complete"] == of["runs"] > 0, name
+    for name, seconds, datagrams, size in (
+        ("announce, cold", 4, 400, 80_000),
+        ("announce, steady", 2, 120, 25_000),
+        ("fetch, all alive", 5, 1200, 300_000),
+        ("fetch, 30 % just killed", 8, 1500, 400_000),
+    ):
+        assert figures[name]["p50_s"] < seconds, name
+        assert figures[name]["datagrams"] < datagrams, name
+        assert figures[name]["bytes"] < size, name
