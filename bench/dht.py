@@ -122,9 +122,17 @@ async def side_by_side(limit: int, work: Sequence[Callable[[], Awaitable[object]
 
 
 async def measure(
-    nodes: int, announcers: int, fetches: int, *, wan: Wan | None, seed: int = 1, cap: int = 128
+    nodes: int,
+    announcers: int,
+    fetches: int,
+    *,
+    wan: Wan | None,
+    seed: int = 1,
+    cap: int = 128,
+    announces: int = 20,
 ) -> dict[str, Any]:
-    """Figures of each operation. `cap`: records that a holder keeps under one key."""
+    """Figures of each operation. `announces`: how many announcements are timed; `cap`:
+    records that a holder keeps under one key."""
     rng = random.Random(seed)
     cold, steady, alive, killed = Operation(), Operation(), Operation(), Operation()
     async with contextlib.AsyncExitStack() as stack:
@@ -153,7 +161,7 @@ async def measure(
             if holders < 1:
                 raise SystemExit(f"publisher {number} found no holder")
 
-        measured = publishers[-min(20, announcers) :]
+        measured = publishers[-min(announces, announcers) :]
         rest = publishers[: announcers - len(measured)]
         await side_by_side(16, [lambda n=n, d=d: announce(n, d) for n, d in rest])  # type: ignore[misc]
         for into in (cold, steady):
