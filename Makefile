@@ -52,6 +52,9 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.codec
 	$(BIN)/python -m bench.rows
+	$(BIN)/python -m bench.dht
+	$(BIN)/python -m bench.dht_scale
+	$(BIN)/python -m bench.fuzz
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
