@@ -8,7 +8,7 @@ All share the cores of one interpreter, so times are pessimistic; datagrams and 
 sent by anybody while the operation ran) are exact. There is no baseline in the run: the package's
 own figures for the same sizes are in the design notes, and its `set` cannot hold this data at all.
 
-    python -m bench.dht [--nodes 100] [--announcers 300] [--fetches 30]
+    python -m bench.dht [--nodes 100] [--announcers 300] [--fetches 30] [--links loopback WAN]
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ MODEL = ModelId(b"benchmark model!")
 N_BLOCKS = 30
 TTL = 300.0
 """Seconds: records must outlive the run, since killed publishers do not renew theirs."""
+LINKS = {"loopback": None, "WAN": Wan()}
 T = TypeVar("T")
 
 
@@ -195,11 +196,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=100, help="that serve the DHT")
     parser.add_argument("--announcers", type=int, default=300)
     parser.add_argument("--fetches", type=int, default=30)
+    parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
     options = parser.parse_args()
     sizes = (options.nodes, options.announcers, options.fetches)
     figures, rows = {}, []
-    for link, wan in (("loopback", None), ("WAN", Wan())):
-        figures[link] = uvloop.run(measure(*sizes, wan=wan))
+    for link in options.links:
+        figures[link] = uvloop.run(measure(*sizes, wan=LINKS[link]))
         for name, f in figures[link].items():
             rows.append(
                 (
