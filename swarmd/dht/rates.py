@@ -15,19 +15,23 @@ BURST = 2.0
 
 
 class Rates:
-    """Requests a second for each source address: writes (a signature to check each) and others.
+    """Requests a second for each source: writes (a signature to check each) and others.
 
-    Loopback is exempt: all processes of a machine share that address, and who is on the machine
-    has better means to be a nuisance.
+    A source is an IPv4 address or an IPv6 /64, of which one machine has all addresses. Loopback is
+    exempt: all processes of a machine share that address, and who is on the machine has better
+    means to be a nuisance.
     """
 
     def __init__(self, config: DhtConfig) -> None:
         self._per_second = (config.max_queries_per_second, config.max_puts_per_second)
-        self._buckets: Memory[tuple[bool, str], tuple[float, float]] = Memory(config.max_remembered)
+        self._buckets: Memory[tuple[bool, bytes], tuple[float, float]] = Memory(
+            config.max_remembered
+        )
 
-    def allow(self, source: str, is_write: bool, now: float) -> bool:
-        """Count a request of `source` at `now` (monotonic seconds); False: it is one too many."""
-        if _is_loopback(source):
+    def allow(self, host: str, is_write: bool, now: float) -> bool:
+        """Count a request of `host` at `now` (monotonic seconds); False: it is one too many."""
+        source = _source(host)
+        if source is None:
             return True
         rate = self._per_second[is_write]
         level, since = self._buckets.get((is_write, source)) or (rate * BURST, now)
@@ -38,5 +42,6 @@ class Rates:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+def _source(host: str) -> bytes | None:
+    ip = ipaddress.ip_address(host)
+    return None if ip.is_loopback else ip.packed[:8]

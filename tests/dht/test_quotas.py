@@ -101,6 +101,9 @@ def test_rates_let_bursts_pass_and_floods_not() -> None:
         assert allowed == rate * BURST
         assert sum(rates.allow("1.2.3.4", is_write, 5.5) for _ in range(1000)) == rate // 2
         assert rates.allow("1.2.3.5", is_write, 5.5)
+        flood = [rates.allow(f"2606:4700:10::{n:x}", is_write, 5.5) for n in range(1000)]
+        assert sum(flood) == rate * BURST
+        assert rates.allow("2606:4700:11::1", is_write, 5.5)
         assert all(rates.allow(host, is_write, 5.5) for host in ("127.0.0.1", "::1") * 1000)
 
 
@@ -113,6 +116,47 @@ def test_a_flood_is_dropped_without_an_answer(run_async: Runner) -> None:
                 data = seal(KEY, Kind.REQUEST, n.to_bytes(8, "big"), request)
                 protocol.datagram_received(data, ("10.9.8.7", 9))
             assert node.statistics().drops[Drop.RATE] == 100
+
+    run_async(main())
+
+
+def test_a_key_that_is_far_away_is_refused(run_async: Runner) -> None:
+    """40 nodes are nearer than we, so no reader would ask us."""
+
+    async def main() -> None:
+        async with directory_of(1, clock=ManualClock(NOW)) as node:
+            protocol = protocol_of(node)
+            host = ("127.0.0.1", 9)
+            token = protocol._answers._mint.mint(host[0], NOW)
+            put = (ROOT, token, record_of(3).raw)
+            for n in range(40):
+                near = Node(ROOT[:18] + n.to_bytes(2, "big"), "10.0.0.1", 1000 + n)
+                protocol.router.buckets[0].add_node(near)
+                protocol.router._by_address[(near.ip, near.port)] = near
+                if n == 38:
+                    answer = protocol._answers.put(put, host)
+                    assert answer is not None
+                    assert answer[0] == PutStatus.OK
+            answer = protocol._answers.put(put, host)
+            assert answer is not None
+            assert answer[0] == PutStatus.FAR
+
+    run_async(main())
+
+
+def test_records_are_sent_against_a_token_alone(run_async: Runner) -> None:
+    """So a forged source address draws no page of records onto its owner."""
+
+    async def main() -> None:
+        async with directory_of(1, clock=ManualClock(NOW)) as node:
+            await node.announce(info_of(node.peer_id))
+            answers = protocol_of(node)._answers
+            good = answers._mint.mint("10.0.0.1", NOW)
+            for token, count in ((b"", 0), (b"t" * 8, 0), (good, 1)):
+                query = QueryRequest(ROOT, Want.RECORDS, token).pack()
+                reply = answers.query(tuple(query), ("10.0.0.1", 9))
+                assert reply is not None
+                assert (reply[2], len(reply[5])) == (1, count)  # type: ignore[arg-type]
 
     run_async(main())
 
