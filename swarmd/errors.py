@@ -34,6 +34,7 @@
     │       └── NotFinite           its output holds infinity or NaN
     ├── NoRoute                     some blocks are held by no live peer
     ├── ReplayExhausted             a session lost more hops than could be replaced
+    ├── OutputWithdrawn             a spot check found that earlier outputs were wrong
     └── StateError                  the state folder cannot be used
 
 Three properties of a class decide what recovery does, and nothing else of it does:
@@ -70,6 +71,7 @@ __all__ = [
     "ModelMismatch",
     "NoRoute",
     "NotFinite",
+    "OutputWithdrawn",
     "PeerFailure",
     "PeerMismatch",
     "PeerTimeout",
@@ -294,6 +296,15 @@ class ReplayExhausted(SwarmdError):
     def __init__(self, message: str, *, story: Iterable[str] = ()) -> None:
         self.story = tuple(story)
         super().__init__("\n  ".join([message, *self.story]))
+
+
+class OutputWithdrawn(SwarmdError):
+    """Outputs from `position` on were proven wrong after they had been returned. The session is
+    well: go on with a step at `position` or before."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the outputs from position {position} on were wrong; repeat from there")
+        self.position = position
 
 
 def error_classes(root: type[SwarmdError] = SwarmdError) -> list[type[SwarmdError]]:

@@ -5,6 +5,7 @@ daemons on a machine; each daemon takes an identity of its own.
 `identity/N.key`             32 raw bytes, mode 0600; locked by the daemon that uses it
 `peers.json`                 contacts that answered lately (see :mod:`swarmd.dht.peers_file`)
 `throughput.json`            speeds measured on this machine
+`evidence.json`              peers that gave wrong outputs (see :mod:`swarmd.client.evidence`)
 ============================ ================================================================
 """
 
@@ -58,6 +59,10 @@ class StateFolder:
     @property
     def throughput_file(self) -> Path:
         return self.path / "throughput.json"
+
+    @property
+    def evidence_file(self) -> Path:
+        return self.path / "evidence.json"
 
     @contextlib.contextmanager
     def identity(self) -> Iterator[Identity]:

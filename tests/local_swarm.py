@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from swarmd.blocks import Span
 from swarmd.client.chain_session import ChainSession, SessionConfig
 from swarmd.client.router import Router
+from swarmd.client.spot_checks import CheckConfig
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.engine import Engine
 from swarmd.compute.model_folder import ModelFolder
@@ -150,7 +151,12 @@ class LocalSwarm:
         )
 
     async def session(
-        self, peers: list[LocalPeer] | None = None, *, max_length: int, wait: float = 0.0
+        self,
+        peers: list[LocalPeer] | None = None,
+        *,
+        max_length: int,
+        wait: float = 0.0,
+        checks: CheckConfig | None = None,
     ) -> ChainSession:
         """A session over given peers in order, or over a chosen chain."""
         await self.router.refresh()
@@ -165,5 +171,5 @@ class LocalSwarm:
             chain,
             hidden_size=self.folder.hidden_size,
             max_length=max_length,
-            config=SessionConfig(wait=wait),
+            config=SessionConfig(wait=wait, checks=checks or CheckConfig()),
         )

@@ -19,6 +19,7 @@ from swarmd.cli.options import log_options, model_option, peer_option, state_opt
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
 from swarmd.errors import UsageError
 from swarmd.peers import Address
+from swarmd.state import StateFolder
 
 __all__ = ["command"]
 
@@ -33,6 +34,7 @@ class _Request:
     chat: bool
     system: str | None
     wait: float
+    verify: float
     as_json: bool
     threads: int | None
     state_dir: Path | None
@@ -61,6 +63,15 @@ class _Request:
     metavar="SECONDS",
     help="Wait this long for blocks that nobody serves.",
 )
+@click.option(
+    "--verify",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="FRACTION",
+    help="Let other peers run this share of each hop's outputs again; a liar is left out, and the "
+    "answer is redone from its first wrong output.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option(
     "--threads",
@@ -83,6 +94,7 @@ def command(
     chat: bool,
     system: str | None,
     wait: float,
+    verify: float,
     as_json: bool,
     threads: int | None,
     state_dir: Path | None,
@@ -99,8 +111,8 @@ def command(
     if prompt == "-":
         prompt = sys.stdin.read()
     request = _Request(
-        prompt, model, peers, max_new_tokens, stops, chat, system, wait, as_json, threads,
-        state_dir,
+        prompt, model, peers, max_new_tokens, stops, chat, system, wait, verify, as_json,
+        threads, state_dir,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -124,14 +136,20 @@ async def _interruptible(request: _Request, sampling: Any) -> int:
 
 
 async def _generate(request: _Request, sampling: Any) -> None:
+    from swarmd.client.agreement import check_supported
+    from swarmd.client.answer import AnswerText
     from swarmd.client.chain_session import ChainSession, SessionConfig
-    from swarmd.client.generate import GenerationTimes, decode_tokens
+    from swarmd.client.evidence import EvidenceFile
+    from swarmd.client.generate import GenerationTimes, Withdrawn, decode_events
     from swarmd.client.loading import load_client, resolve_client_folder
     from swarmd.client.sampling import Sampler
+    from swarmd.client.spot_checks import CheckConfig
     from swarmd.client.swarm import SwarmClient, choose_chain
     from swarmd.client.text import StopWatch
 
-    watch = StopWatch(request.stops)
+    StopWatch(request.stops)  # refuses an empty one before anything is loaded
+    evidence = EvidenceFile(StateFolder(request.state_dir).evidence_file)
+    liars = await asyncio.to_thread(evidence.liars, time.time())
     with ProgressBars() as bars:
         folder = await resolve_client_folder(request.model, bars.update)
     async with SwarmClient(request.peers, state_dir=request.state_dir) as swarm:
@@ -143,7 +161,11 @@ async def _generate(request: _Request, sampling: Any) -> None:
             n_blocks=folder.n_blocks,
             bytes_per_token=folder.hidden_size * 4,
         )
+        for liar in liars:
+            router.convict(liar)
         chain = await choose_chain(router, wait=request.wait, on_story=_note)
+        if request.verify > 0:
+            check_supported(chain.hops[0].peer.dtype, folder.config)
         client = await load_client(folder, chain.hops[0].peer.dtype, request.threads)
         prompt_ids = client.text.encode(request.prompt, chat=request.chat, system=request.system)
         length = len(prompt_ids) + request.max_new_tokens
@@ -154,11 +176,9 @@ async def _generate(request: _Request, sampling: Any) -> None:
                 f"of {folder.name}"
             )
         times = GenerationTimes()
-        pieces: list[str] = []
-        new_ids: list[int] = []
+        answer = AnswerText(client.text.stream, request.stops)
 
         def give_out(text: str) -> None:
-            pieces.append(text)
             if not request.as_json:
                 sys.stdout.write(text)
                 sys.stdout.flush()
@@ -169,14 +189,16 @@ async def _generate(request: _Request, sampling: Any) -> None:
             chain,
             hidden_size=folder.hidden_size,
             max_length=length,
-            config=SessionConfig(wait=request.wait),
+            config=SessionConfig(
+                wait=request.wait,
+                checks=CheckConfig(request.verify, keep=evidence.async_record),
+            ),
             on_story=_note,
         )
         async with session:
             await session.open_links()
             _note("Route found: " + " ".join(map(str, session.chain)))
-            stream = client.text.stream()
-            tokens = decode_tokens(
+            events = decode_events(
                 client.ends,
                 session,
                 prompt_ids,
@@ -184,15 +206,23 @@ async def _generate(request: _Request, sampling: Any) -> None:
                 max_new_tokens=request.max_new_tokens,
                 eos_token_ids=client.text.eos_token_ids,
                 times=times,
+                stopped=lambda: answer.stopped,
             )
             ready = time.perf_counter()
-            async for token in tokens:
-                new_ids.append(token)
-                give_out(watch.push(stream.push(token)))
-                if watch.stopped:
-                    break
-            give_out(watch.finish())
-        _report(request, session, times, prompt_ids, new_ids, "".join(pieces), ready - STARTED)
+            async for event in events:
+                if isinstance(event, Withdrawn):
+                    wrong = answer.withdraw(event.kept)
+                    _note_withdrawn(event.kept, wrong, event.reason)
+                    give_out("\n" if wrong else "")
+                else:
+                    give_out(answer.push(event))
+            give_out(answer.finish())
+        _report(request, session, times, prompt_ids, answer.token_ids, answer.text, ready - STARTED)
+
+
+def _note_withdrawn(kept: int, wrong: str, reason: str) -> None:
+    shown = f"; the last {len(wrong)} characters above are wrong" if wrong else ""
+    _note(f"the answer after its token {kept} is withdrawn{shown}; corrected from there ({reason})")
 
 
 def _note(line: str) -> None:
@@ -236,6 +266,7 @@ def _report(
                         for recovery in recoveries
                     ],
                     "replayed_positions": session.statistics.replayed_positions,
+                    "verification": _verification(session, request.verify),
                     "chain": {
                         "decode_steps": session.statistics.decode_steps,
                         "decode_seconds": round(session.statistics.decode_seconds, 5),
@@ -258,4 +289,35 @@ def _report(
             f"{session.statistics.replayed_positions} positions replayed, "
             f"longest stall {stall:.2f} s"
         )
+    if session.checks is not None:
+        line += "; " + _checks_line(session.checks)
     stderr.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def _checks_line(checks: Any) -> str:
+    found = checks.statistics
+    skipped = sum(found.skipped.values())
+    upto = min(one.verified for one in checks.checked)
+    line = f"{found.checks} checks, all outputs verified up to position {upto}"
+    line += f", {skipped} checks skipped" if skipped else ""
+    return line + (f", {found.disputes} disputes" if found.disputes else "")
+
+
+def _verification(session: Any, fraction: float) -> dict[str, Any] | None:
+    """What spot checks found; None without `--verify`."""
+    if session.checks is None:
+        return None
+    found = session.checks.statistics
+    return {
+        "fraction": fraction,
+        "checks": found.checks,
+        "positions": found.positions,
+        "skipped": dict(found.skipped),
+        "disputes": found.disputes,
+        "verdicts": [one.to_json() for one in found.evidence],
+        "largest_difference": found.largest_difference,
+        "verified": [
+            {"blocks": str(one.span), "positions": one.verified} for one in session.checks.checked
+        ],
+        "waited_seconds": round(found.waited_seconds, 4),
+    }

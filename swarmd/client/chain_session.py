@@ -11,12 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from swarmd.client.hop_link import HopLink
 from swarmd.client.router import Router
-from swarmd.errors import NoRoute, PeerFailure, RemoteError, ReplayExhausted
+from swarmd.client.session_config import Recovery, SessionConfig, SessionStatistics
+from swarmd.client.spot_checks import SpotChecks
+from swarmd.errors import NoRoute, OutputWithdrawn, PeerFailure, RemoteError, ReplayExhausted
 from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.history import History
 from swarmd.routing.losses import Losses, Verdict
@@ -28,47 +29,6 @@ from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, choose_codec
 __all__ = ["ChainSession", "Recovery", "SessionConfig", "SessionStatistics"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """Limits of one session; times in seconds."""
-
-    open_timeout: float = 5.0
-    """To connect and open a session at one hop; a dead address costs at most this."""
-    chunk_tokens: int = 512
-    """Positions in one step of a prefill or a replay."""
-    max_losses: int = 16
-    """Hops that may be lost within one step before the session gives up."""
-    busy_patience: float = 30.0
-    """For how long peers without room are asked again within one step, or `wait` if longer."""
-    wait: float = 0.0
-    """How long to wait for somebody to serve blocks that nobody holds (`--wait`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """A hop that was lost and replaced: how long it took until the machine could go on."""
-
-    lost: Hop
-    by: tuple[Hop, ...]
-    reason: str
-    position: int
-    seconds: float
-
-
-@dataclass(slots=True)
-class SessionStatistics:
-    """What a session did; `decode_seconds`, `compute_seconds` and `queue_seconds` sum over steps of
-    one position."""
-
-    recoveries: list[Recovery] = field(default_factory=list)
-    replayed_positions: int = 0
-    decode_steps: int = 0
-    decode_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    wire_bytes: int = 0
 
 
 class ChainSession:
@@ -114,6 +74,21 @@ class ChainSession:
             patience=max(self.config.busy_patience, self.config.wait),
         )
         self._lost_since: dict[int, tuple[float, str]] = {}
+        self._final = History(self._position_bytes)  # only kept for spot checks
+        self.checks = self._new_checks() if self.config.checks.fraction > 0 else None
+
+    def _new_checks(self) -> SpotChecks:
+        checks = SpotChecks(
+            self.config.checks, self._router, self._pool, self._owner,
+            dtype=self.dtype, hidden_size=self._hidden_size, max_length=self.max_length,
+            chunk_tokens=self.config.chunk_tokens, open_timeout=self.config.open_timeout,
+            tell=self._tell,
+        )  # fmt: skip
+        boundaries = [*self._inputs.values(), self._final]
+        hops = zip(self._machine.hops, boundaries[:-1], boundaries[1:], strict=True)
+        for (key, span), before, after in hops:
+            checks.watch(key, span, before, after, 0)
+        return checks
 
     @property
     def chain(self) -> tuple[Hop, ...]:
@@ -132,6 +107,8 @@ class ChainSession:
     async def __aexit__(self, *exc: object) -> None:
         try:
             await self._owner.close()
+            if self.checks is not None:
+                await self.checks.close()
             closing = [link.close() for link in self._links.values()]
             await asyncio.gather(*closing, return_exceptions=True)
         finally:
@@ -146,14 +123,18 @@ class ChainSession:
         Returns the hidden states after the last block, for the same positions. Survives the loss
         of any hop, and a cancel: the step may then be repeated. Raises NoRoute when blocks are
         held by nobody, ReplayExhausted when hops are lost faster than they can be replaced, the
-        refusal when two peers refuse the same, and ValueError when `start` lies beyond what
-        earlier steps returned.
+        refusal when two peers refuse the same, ValueError when `start` lies beyond what earlier
+        steps returned, and OutputWithdrawn when spot checks found a lie before `start`.
         """
+        self._withdraw(start)
         if len(data) != tokens * self._position_bytes:
             raise ValueError(f"{len(data)} bytes for {tokens} positions")
         self._machine.begin(start, tokens)
         for history in self._inputs.values():
             history.cut(start)
+        self._final.cut(start)
+        if self.checks is not None:
+            self.checks.cut(start)
         self._output.clear()
         self._inputs[self._machine.hops[0][0]].append(data)
         self._losses.begin()
@@ -163,6 +144,26 @@ class ChainSession:
             self.statistics.decode_steps += 1
             self.statistics.decode_seconds += time.perf_counter() - began
         return bytes(self._output)
+
+    async def settle(self) -> None:
+        """Wait for the spot checks that are under way. Raises OutputWithdrawn when one of them
+        found a lie; then steps from there, and another `settle`, have to follow."""
+        if self.checks is not None:
+            await self.checks.settle()
+        self._withdraw(self.max_length)
+
+    def _withdraw(self, start: int) -> None:
+        """Lose the hops that were proven to lie. Raises OutputWithdrawn for one before it."""
+        if self.checks is None:
+            return
+        for key, hop in self._hops.items():
+            if hop.peer.peer_id in self.checks.convicted and key not in self._machine.lost_hops:
+                self._drop(key)
+                self._machine.lost(key)
+                self._lost_since[key] = (time.perf_counter(), "its outputs were wrong")
+        lie = self.checks.lie_at
+        if lie is not None and lie < start:
+            raise OutputWithdrawn(lie)
 
     async def _carry_out(self, position: int) -> None:
         under_way: dict[asyncio.Task[None], int] = {}
@@ -235,8 +236,12 @@ class ChainSession:
             new = memoryview(output.data)[offset:]
             if keep.after is None:
                 self._output += new
+                if self.checks is not None:
+                    self._final.append(new)
             else:
                 self._inputs[keep.after].append(new)
+            if self.checks is not None:
+                self.checks.produced(run.hop, keep.start, keep.end, hop.peer.peer_id)
 
     async def _open(self, key: int, hop: Hop) -> HopLink:
         link = await self._dial(hop)
@@ -291,6 +296,9 @@ class ChainSession:
             self._links[new] = link
             self._inputs[new] = History(self._position_bytes)
         self._inputs[keys[0]] = history
+        if self.checks is not None:
+            by = [(new, hop.span) for new, hop in zip(keys, chain.hops, strict=True)]
+            self.checks.replaced(key, by, [self._inputs[new] for new in keys])
         recovery = Recovery(lost, chain.hops, reason, position, time.perf_counter() - since)
         self.statistics.recoveries.append(recovery)
         self._tell(f"replaced by {chain.describe()}, {len(history)} positions to replay")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +11,9 @@ import torch
 from swarmd.client.chain_session import ChainSession
 from swarmd.client.sampling import Sampler
 from swarmd.compute.ends import ModelEnds
-from swarmd.errors import UsageError
+from swarmd.errors import OutputWithdrawn, UsageError
 
-__all__ = ["GenerationTimes", "decode_tokens", "forward"]
+__all__ = ["GenerationTimes", "Withdrawn", "decode_events", "decode_tokens", "forward"]
 
 
 @dataclass(slots=True)
@@ -44,6 +44,75 @@ async def forward(
     return ends.logits(output)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Event: a spot check found a lie. Of the tokens given out only the first `kept` hold; those
+    after them are given out anew. `reason` is for people."""
+
+    kept: int
+    reason: str
+
+
+async def decode_events(
+    ends: ModelEnds,
+    session: ChainSession,
+    prompt_ids: list[int],
+    sampler: Sampler,
+    *,
+    max_new_tokens: int,
+    eos_token_ids: frozenset[int],
+    times: GenerationTimes | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> AsyncIterator[int | Withdrawn]:
+    """New token ids, one by one, until an end-of-sequence token (not given out), the limit, or
+    `stopped()` after a token. Ends when the session's spot checks are done; a lie that they find
+    is a :class:`Withdrawn`, after which the answer goes on as if it had not been told.
+
+    Raises UsageError for a session that is too short, and what :meth:`ChainSession.step` raises.
+    """
+    if len(prompt_ids) + max_new_tokens > session.max_length:
+        raise UsageError(
+            f"prompt of {len(prompt_ids)} and {max_new_tokens} new tokens are more than the "
+            f"session's {session.max_length}"
+        )
+    times = times or GenerationTimes()
+    n_prompt, token_ids, position = len(prompt_ids), list(prompt_ids), 0
+    stamps = [time.perf_counter()]
+    draws = [sampler.state()]  # before each token, to draw it again the same way
+    done = False
+    while True:
+        try:
+            if done or len(token_ids) - n_prompt >= max_new_tokens:
+                await session.settle()
+                return
+            logits = await forward(ends, session, token_ids[position:], position)
+        except OutputWithdrawn as lie:
+            position = lie.position
+            kept = max(0, position + 1 - n_prompt)  # the output at p gave the token at p + 1
+            del token_ids[n_prompt + kept :], stamps[kept + 1 :], draws[kept + 1 :]
+            del times.tokens[max(0, kept - 1) :]  # what was redone counts for the next token
+            sampler.restore(draws[kept])
+            done = False
+            yield Withdrawn(kept, session.story[-1] if session.story else str(lie))
+            continue
+        position = len(token_ids)
+        token = sampler.choose(token_ids, logits)
+        stamps.append(time.perf_counter())
+        if len(stamps) == 2:
+            times.first_token = stamps[1] - stamps[0]
+        else:
+            times.tokens.append(stamps[-1] - stamps[-2])
+        if token in eos_token_ids:
+            stamps.pop()
+            done = True
+            continue
+        token_ids.append(token)
+        if session.checks is not None:
+            draws.append(sampler.state())
+        yield token
+        done = stopped()
+
+
 async def decode_tokens(
     ends: ModelEnds,
     session: ChainSession,
@@ -54,28 +123,12 @@ async def decode_tokens(
     eos_token_ids: frozenset[int],
     times: GenerationTimes | None = None,
 ) -> AsyncIterator[int]:
-    """New token ids, one by one, until an end-of-sequence token (not given out) or the limit."""
-    if len(prompt_ids) + max_new_tokens > session.max_length:
-        raise UsageError(
-            f"prompt of {len(prompt_ids)} and {max_new_tokens} new tokens are more than the "
-            f"session's {session.max_length}"
-        )
-    times = times or GenerationTimes()
-    token_ids = list(prompt_ids)
-    pending, position = token_ids[:], 0
-    began = time.perf_counter()
-    for index in range(max_new_tokens):
-        logits = await forward(ends, session, pending, position)
-        token = sampler.choose(token_ids, logits)
-        now = time.perf_counter()
-        if index == 0:
-            times.first_token = now - began
-        else:
-            times.tokens.append(now - began)
-        began = now
-        if token in eos_token_ids:
-            return
-        yield token
-        position += len(pending)
-        pending = [token]
-        token_ids.append(token)
+    """`decode_events` of a session without spot checks, whose tokens are never withdrawn."""
+    if session.checks is not None:
+        raise ValueError("a session with spot checks withdraws tokens: use decode_events")
+    async for event in decode_events(
+        ends, session, prompt_ids, sampler,
+        max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, times=times,
+    ):  # fmt: skip
+        if isinstance(event, int):
+            yield event

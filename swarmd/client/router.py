@@ -225,11 +225,32 @@ class Router:
             peer.peer_id
             for peer in self.view.routable
             if peer.peer_id in banned
+            and not self.health.is_convicted(peer.peer_id)
             and (
                 peer.peer_id not in spent
                 or peer.sequence > self._failed_sequence.get(peer.peer_id, peer.sequence)
             )
         )
+
+    async def second_opinions(
+        self, span: Span, dtype: str, without: Set[PeerId]
+    ) -> tuple[PeerInfo, ...]:
+        """Peers that can run all of `span` in `dtype`, in random order, so that nobody can make
+        itself the one that is asked; those that asked for a pause come last."""
+        now = self.clock.monotonic()
+        await self._refresh_if_possible(now - self.config.refresh_after)
+        out, avoid = self.health.banned(now) | without, self.health.avoid(now)
+        found = [
+            peer
+            for peer in self.view.routable
+            if peer.span.covers(span) and peer.dtype == dtype and peer.peer_id not in out
+        ]
+        self._rng.shuffle(found)
+        return tuple(sorted(found, key=lambda peer: peer.peer_id in avoid))
+
+    def convict(self, peer_id: PeerId) -> None:
+        """The peer was proven to give wrong outputs: no success and no pardon lifts its ban."""
+        self.health.convict(peer_id)
 
     def banned(self, chain: Chain) -> frozenset[PeerId]:
         """The peers of a chain that are banned, and in it by pardon."""

@@ -64,6 +64,15 @@ class Sampler:
             if config.top_p < 1:
                 self._processors.append(TopPLogitsWarper(config.top_p))
 
+    def state(self) -> torch.Tensor | None:
+        """Where the draws are (about 5 KB), for `restore`; None where nothing is drawn."""
+        return None if self._greedy else self._generator.get_state()
+
+    def restore(self, state: torch.Tensor | None) -> None:
+        """Draw again as after that `state`."""
+        if state is not None:
+            self._generator.set_state(state)
+
     def choose(self, token_ids: list[int], logits: torch.Tensor) -> int:
         """The next token after `token_ids`, from the logits `(vocabulary,)` of the last one."""
         scores = logits.unsqueeze(0)

@@ -52,6 +52,15 @@ class Health:
         self._first, self._cap, self._forget_after = ban, max_ban, forget_after
         self._bans: dict[PeerId, _Ban] = {}
         self._busy: dict[PeerId, float] = {}
+        self._convicted: dict[PeerId, None] = {}
+
+    def convict(self, peer_id: PeerId) -> None:
+        """The peer gave wrong outputs: it is banned for good. Each of its steps succeeds, so a
+        success says nothing of it."""
+        _remember(self._convicted, peer_id, None)
+
+    def is_convicted(self, peer_id: PeerId) -> bool:
+        return peer_id in self._convicted
 
     def failed(self, peer_id: PeerId, now: float) -> float:
         """Ban the peer from now on; returns for how many seconds.
@@ -81,7 +90,9 @@ class Health:
 
     def banned(self, now: float) -> frozenset[PeerId]:
         """The peers that are banned now."""
-        return frozenset(peer_id for peer_id, ban in self._bans.items() if now < ban.until)
+        return frozenset(
+            peer_id for peer_id, ban in self._bans.items() if now < ban.until
+        ) | frozenset(self._convicted)
 
     def avoid(self, now: float) -> frozenset[PeerId]:
         """The peers that are better left alone now, but are not banned for it."""

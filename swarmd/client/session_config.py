@@ -1,0 +1,53 @@
+"""What a session is told, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from swarmd.client.spot_checks import CheckConfig
+from swarmd.routing.chain import Hop
+
+__all__ = ["Recovery", "SessionConfig", "SessionStatistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Limits of one session; times in seconds."""
+
+    open_timeout: float = 5.0
+    """To connect and open a session at one hop; a dead address costs at most this."""
+    chunk_tokens: int = 512
+    """Positions in one step of a prefill or a replay."""
+    max_losses: int = 16
+    """Hops that may be lost within one step before the session gives up."""
+    busy_patience: float = 30.0
+    """For how long peers without room are asked again within one step, or `wait` if longer."""
+    wait: float = 0.0
+    """How long to wait for somebody to serve blocks that nobody holds (`--wait`)."""
+    checks: CheckConfig = field(default_factory=CheckConfig)
+    """Which outputs other peers run again (`--verify`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A hop that was lost and replaced: how long it took until the machine could go on."""
+
+    lost: Hop
+    by: tuple[Hop, ...]
+    reason: str
+    position: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class SessionStatistics:
+    """What a session did; `decode_seconds`, `compute_seconds` and `queue_seconds` sum over steps of
+    one position."""
+
+    recoveries: list[Recovery] = field(default_factory=list)
+    replayed_positions: int = 0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    wire_bytes: int = 0

@@ -1,0 +1,384 @@
+"""Peers that lie with finite numbers: they are found, and the answer equals the undisturbed one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from swarmd.blocks import Span
+from swarmd.client.evidence import Evidence
+from swarmd.client.generate import Withdrawn, decode_events, decode_tokens
+from swarmd.client.sampling import Sampler, SamplingConfig
+from swarmd.client.spot_checks import CheckConfig
+from swarmd.compute.ends import ModelEnds
+from swarmd.errors import Busy
+from swarmd.routing.verification import Verdict
+from tests.chain.answers import NEW_TOKENS, PROMPT, SAMPLING, SPANS
+from tests.chain.test_refusals import refusing
+from tests.conftest import Runner
+from tests.local_swarm import LocalPeer, LocalSwarm
+
+ALL = CheckConfig(fraction=1.0, seed=b"1")
+GREEDY = SamplingConfig()
+LAST = len(PROMPT) + NEW_TOKENS - 2
+"""The last position that is run: the last token is never sent."""
+
+
+def lying(peer: LocalPeer, tells: Callable[[int], bool], *, by: float = 0.5) -> None:
+    """Let a peer add `by` to one value of its outputs at the positions that it `tells` a lie."""
+    original = peer.engine.step
+
+    async def step(session: Any, start: int, hidden: Any, **options: Any) -> object:
+        result = await original(session, start, hidden, **options)
+        changed = result.hidden.clone()
+        for row in range(changed.shape[1]):
+            if tells(start + row):
+                changed[0, row, 3] += by
+        return dataclasses.replace(result, hidden=changed)
+
+    peer.engine.step = step  # type: ignore[method-assign, assignment]
+
+
+@dataclasses.dataclass
+class Told:
+    """The tokens that stand at the end, all that were given out, and the withdrawals."""
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    given: int = 0
+    withdrawn: list[int] = dataclasses.field(default_factory=list)
+
+
+async def checked_answer(
+    ends: ModelEnds, session: Any, sampling: SamplingConfig, *, pace: float = 0.0
+) -> Told:
+    told = Told()
+    async for event in decode_events(
+        ends, session, PROMPT, Sampler(sampling),
+        max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
+    ):  # fmt: skip
+        if isinstance(event, Withdrawn):
+            assert "wrong from position" in event.reason
+            told.withdrawn.append(event.kept)
+            del told.tokens[event.kept :]
+        else:
+            told.tokens.append(event)
+            told.given += 1
+        await asyncio.sleep(pace)
+    return told
+
+
+@pytest.fixture(params=["greedy", "sampled"])
+def sampling(request: pytest.FixtureRequest) -> SamplingConfig:
+    return GREEDY if request.param == "greedy" else SAMPLING
+
+
+@pytest.fixture(scope="session")
+def honest(swarm: LocalSwarm, ends: ModelEnds) -> Callable[[SamplingConfig], list[int]]:
+    """The tokens of an undisturbed answer without checks."""
+    known: dict[SamplingConfig, list[int]] = {}
+
+    async def work(sampling: SamplingConfig) -> list[int]:
+        async with swarm.running(SPANS):
+            async with await swarm.session(swarm.peers, max_length=64) as session:
+                tokens = decode_tokens(
+                    ends, session, PROMPT, Sampler(sampling),
+                    max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
+                )  # fmt: skip
+                return [token async for token in tokens]
+
+    def get(sampling: SamplingConfig) -> list[int]:
+        if sampling not in known:
+            known[sampling] = asyncio.run(work(sampling))
+        return known[sampling]
+
+    return get
+
+
+Honest = Callable[[SamplingConfig], list[int]]
+
+
+@pytest.mark.parametrize("pace", [0.0, 0.01], ids=["fast", "slow"])
+@pytest.mark.parametrize("hop", [0, 1, 2])
+@pytest.mark.parametrize(
+    "first", [0, 20, len(PROMPT) - 1, len(PROMPT), len(PROMPT) + 9, LAST]
+)  # fmt: skip
+def test_a_lie_from_any_position_on_is_found_and_redone(
+    first: int,
+    hop: int,
+    pace: float,
+    sampling: SamplingConfig,
+    honest: Honest,
+    swarm: LocalSwarm,
+    ends: ModelEnds,
+    run_async: Runner,
+) -> None:
+    expected = honest(sampling)
+
+    async def work() -> None:
+        kept: list[Evidence] = []
+
+        async def keep(evidence: Evidence) -> None:
+            kept.append(evidence)
+
+        async with swarm.running(SPANS * 3):
+            liar = swarm.peers[hop]
+            lying(liar, lambda position: position >= first)
+            checks = dataclasses.replace(ALL, keep=keep)
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
+            async with session:
+                told = await checked_answer(ends, session, sampling, pace=pace)
+                assert told.tokens == expected
+                assert told.withdrawn == [max(0, first + 1 - len(PROMPT))]
+                assert session.checks is not None
+                assert {one.verified for one in session.checks.checked} == {LAST + 1}
+                assert session.checks.statistics.evidence == kept
+            (evidence,) = kept
+            assert evidence.verdict is Verdict.HOP_LIED
+            assert evidence.liar == liar.info.peer_id
+            assert (evidence.position, evidence.span) == (first, SPANS[hop])
+            assert len({who for who, _ in evidence.opinions}) == 3
+            assert liar.info.peer_id in swarm.router.health.banned(1e12)
+
+    run_async(work())
+
+
+def test_an_honest_answer_is_verified_whole_and_not_withdrawn(
+    sampling: SamplingConfig, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    expected = honest(sampling)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 2):
+            for checks in (ALL, CheckConfig(fraction=0.1, seed=b"2")):
+                async with await swarm.session(
+                    swarm.peers[:3], max_length=64, checks=checks
+                ) as session:
+                    told = await checked_answer(ends, session, sampling)
+                    assert (told.tokens, told.withdrawn) == (expected, [])
+                    assert session.checks is not None
+                    found = session.checks.statistics
+                    assert found.checks > 0
+                    assert found.disputes == 0
+                    assert not found.skipped
+                    assert 0 < found.largest_difference < 1e-4
+                    assert all(one.verified > len(PROMPT) - 1 for one in session.checks.checked)
+            assert not swarm.router.health.banned(swarm.router.clock.monotonic())
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_a_rare_lie_is_found_when_any_later_position_is_drawn(
+    fraction: float, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """One wrong output, long before the one that is drawn."""
+    expected = honest(SAMPLING)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 3):
+            lying(swarm.peers[1], lambda position: position == 40)
+            checks = CheckConfig(fraction=fraction, seed=b"3")
+            async with await swarm.session(
+                swarm.peers[:3], max_length=64, checks=checks
+            ) as session:
+                told = await checked_answer(ends, session, SAMPLING)
+                assert told.tokens == expected
+                assert told.withdrawn == [4]
+
+    run_async(work())
+
+
+def test_a_verifier_that_lies_is_convicted_and_the_hop_is_not(
+    sampling: SamplingConfig, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    expected = honest(sampling)
+
+    async def work() -> None:
+        async with swarm.running([*SPANS, SPANS[1], SPANS[1]]):
+            liar = swarm.peers[3]
+            lying(liar, lambda position: position >= 41)
+            met = set()
+            for seed in range(8):  # until the liar was drawn as the verifier
+                checks = CheckConfig(fraction=1.0, seed=bytes([seed]))
+                async with await swarm.session(
+                    swarm.peers[:3], max_length=64, checks=checks
+                ) as session:
+                    told = await checked_answer(ends, session, sampling)
+                    assert (told.tokens, told.withdrawn) == (expected, [])
+                    assert session.checks is not None
+                    met |= {one.verdict for one in session.checks.statistics.evidence}
+                    assert session.checks.convicted <= {liar.info.peer_id}
+            assert met == {Verdict.VERIFIER_LIED}
+            assert swarm.router.health.banned(0.0) == {liar.info.peer_id}
+
+    run_async(work())
+
+
+def test_liars_at_two_hops_are_both_found(
+    sampling: SamplingConfig, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    expected = honest(sampling)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 3):
+            liars = [swarm.peers[0], swarm.peers[2]]
+            lying(liars[0], lambda position: position >= 45)
+            lying(liars[1], lambda position: position >= 41)
+            async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
+                assert (await checked_answer(ends, session, sampling)).tokens == expected
+                assert session.checks is not None
+                assert session.checks.convicted == {liar.info.peer_id for liar in liars}
+
+    run_async(work())
+
+
+def test_a_liar_that_dies_is_still_found_when_several_hops_take_its_place(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """Its outputs stay its own: none of those that replace it is blamed for them."""
+    expected = honest(SAMPLING)
+
+    async def work() -> None:
+        parts = [Span(2, 3), Span(3, 4)]
+        async with swarm.running([*SPANS, SPANS[1], SPANS[1], *parts, *parts]):
+            liar, *_ = swarm.peers[1:2]
+            lying(liar, lambda position: position >= 39)
+            hidden = swarm.peers[3:5]
+            checks = CheckConfig(fraction=1.0, seed=b"5")
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
+            assert session.checks is not None
+            tokens: list[int] = []
+            async with session:
+                choose = swarm.router.choose
+                left_out = {peer.info.peer_id for peer in hidden}
+                swarm.router.choose = lambda *a, **k: choose(  # type: ignore[method-assign]
+                    *a, **{**k, "without": frozenset(k.get("without", ())) | left_out}
+                )
+                second = session.checks._second
+
+                async def held(segment: Any, check: Any) -> Any:
+                    while liar.alive:  # the check comes when the liar has gone
+                        await asyncio.sleep(0.001)
+                    return await second(segment, check)
+
+                session.checks._second = held  # type: ignore[method-assign]
+                async for event in decode_events(
+                    ends, session, PROMPT, Sampler(SAMPLING),
+                    max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
+                ):  # fmt: skip
+                    if isinstance(event, Withdrawn):
+                        assert event.kept == 3
+                        del tokens[event.kept :]
+                    else:
+                        tokens.append(event)
+                        if len(tokens) == 6:
+                            liar.kill()
+                assert [hop.span for hop in session.chain] == [SPANS[0], *parts, SPANS[2]]
+                assert tokens == expected
+                assert session.checks.convicted == {liar.info.peer_id}
+
+    run_async(work())
+
+
+def test_without_a_third_peer_the_answer_goes_on_with_a_warning(
+    swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    async def work() -> None:
+        async with swarm.running([*SPANS, SPANS[1]]):
+            lying(swarm.peers[1], lambda position: position >= 40)
+            async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
+                told = await checked_answer(ends, session, GREEDY)
+                assert (len(told.tokens), told.withdrawn) == (NEW_TOKENS, [])
+                assert session.checks is not None
+                (evidence,) = session.checks.statistics.evidence
+                assert evidence.verdict is Verdict.UNSETTLED
+                assert evidence.liar is None
+                assert [c.verified for c in session.checks.checked] == [LAST + 1, 40, LAST + 1]
+                assert any(line.startswith("WARNING") for line in session.story)
+            assert not swarm.router.health.banned(swarm.router.clock.monotonic())
+
+    run_async(work())
+
+
+def test_two_that_collude_convict_an_honest_third(
+    swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """The documented limit of a majority of three: the answer is theirs."""
+
+    async def work() -> None:
+        async with swarm.running([*SPANS, SPANS[1], SPANS[1]]):
+            for liar in swarm.peers[3:]:
+                lying(liar, lambda position: position >= 40)
+            async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
+                await checked_answer(ends, session, GREEDY)
+                assert session.checks is not None
+                assert session.checks.convicted == {swarm.peers[1].info.peer_id}
+
+    run_async(work())
+
+
+def test_nobody_to_ask_is_a_skipped_check(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    async def work() -> None:
+        async with swarm.running([*SPANS, SPANS[1], SPANS[2]]):
+            refusing(swarm.peers[3], Busy("no room"))
+            swarm.peers[4].kill()
+            async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
+                assert (await checked_answer(ends, session, GREEDY)).tokens == honest(GREEDY)
+                assert session.checks is not None
+                found = session.checks.statistics
+                assert found.checks == 0
+                assert set(found.skipped) >= {"no other peer", "busy", "Unreachable"}
+                assert {one.verified for one in session.checks.checked} == {0}
+
+    run_async(work())
+
+
+def test_a_verifier_that_dies_is_replaced_by_another(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    async def work() -> None:
+        async with swarm.running(SPANS * 3):
+            async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
+                assert session.checks is not None
+                tokens = []
+                async for event in decode_events(
+                    ends, session, PROMPT, Sampler(GREEDY),
+                    max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
+                ):  # fmt: skip
+                    tokens.append(event)
+                    if len(tokens) == 12:
+                        await session.checks.settle()
+                        for segment in session.checks._all():
+                            assert segment.verifier is not None
+                            victim = segment.verifier.peer.peer_id
+                            for peer in swarm.peers:
+                                if peer.info.peer_id == victim:
+                                    peer.kill()
+                assert tokens == honest(GREEDY)
+                assert not session.checks.statistics.skipped
+                assert {one.verified for one in session.checks.checked} == {LAST + 1}
+
+    run_async(work())
+
+
+def test_a_known_liar_is_in_no_chain_even_where_nobody_else_is_left(
+    swarm: LocalSwarm, run_async: Runner
+) -> None:
+    async def work() -> None:
+        from swarmd.errors import NoRoute
+
+        async with swarm.running(SPANS):
+            liar = swarm.peers[1].info
+            await swarm.router.choose_fresh()
+            swarm.router.convict(liar.peer_id)
+            swarm.router.health.succeeded(liar.peer_id)
+            with pytest.raises(NoRoute, match="2:4"):
+                await swarm.router.choose_fresh()
+
+    run_async(work())
