@@ -53,6 +53,7 @@ class LocalPeer:
         )
         self.connections: set[Connection] = set()
         self.alive = True
+        self.decode_us = 1000
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> LocalPeer:
@@ -93,7 +94,7 @@ class LocalPeer:
             n_blocks=self.folder.n_blocks,
             span=self.engine.blocks.span,
             state=PeerState.ONLINE,
-            decode_us=1000,
+            decode_us=self.decode_us,
             prefill_us=500,
             kv_free=self.engine.kv_free,
             dtype=self.engine.blocks.dtype,

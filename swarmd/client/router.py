@@ -85,6 +85,7 @@ class Router:
         self._cost_model = CostModel(bytes_per_token=bytes_per_token)
         self._bandwidth: dict[PeerId, float] = {}
         self._step_us: dict[PeerId, float] = {}
+        self._prefill_us: dict[PeerId, float] = {}
         self._fetched_at: float | None = None
         self._fetching = asyncio.Lock()
         self._failed_sequence: dict[PeerId, int] = {}
@@ -272,18 +273,25 @@ class Router:
         """A step succeeded: the peer is healthy, and this is how fast it and its link are."""
         self.health.succeeded(peer.peer_id)
         self.deadlines.observe(peer.peer_id, tokens, blocks, seconds)
-        link = max(0.0, seconds - compute_seconds - queue_seconds)
+        # The shares are the peer's claim, their sum is our clock's: what it calls waiting is priced
+        # as its work, and what it leaves out as its link, so that no claim hides any time.
+        busy = min(seconds, compute_seconds + queue_seconds)
+        link = seconds - busy
         if tokens == 1:
             self._step_us[peer.peer_id] = _smoothed(
-                self._step_us.get(peer.peer_id), 1e6 * compute_seconds / blocks
+                self._step_us.get(peer.peer_id), 1e6 * busy / blocks
             )
             self.rtts.observe(peer.peer_id, link)
-        elif wire_bytes > 1 << 18:
-            transfer = link - (self.rtts.get(peer.peer_id) or 0.0)
-            if transfer > 0:
-                self._bandwidth[peer.peer_id] = _smoothed(
-                    self._bandwidth.get(peer.peer_id), wire_bytes / transfer
-                )
+            return
+        rtt = self.rtts.get(peer.peer_id) or 0.0
+        if wire_bytes > 1 << 18 and link > rtt:
+            self._bandwidth[peer.peer_id] = _smoothed(
+                self._bandwidth.get(peer.peer_id), wire_bytes / (link - rtt)
+            )
+        rest = max(0.0, seconds - rtt - wire_bytes / self.bandwidth(peer))
+        self._prefill_us[peer.peer_id] = _smoothed(
+            self._prefill_us.get(peer.peer_id), 1e6 * rest / (tokens * blocks)
+        )
 
     def observe_failure(self, peer: PeerInfo, error: PeerFailure | RemoteError) -> None:
         """A peer failed or refused. Only what blames the peer bans it."""
@@ -320,6 +328,7 @@ class Router:
             client_rtt=self.rtts.snapshot(),
             bandwidth=dict(self._bandwidth),
             step_us=dict(self._step_us),
+            prefill_us=dict(self._prefill_us),
         )
 
 

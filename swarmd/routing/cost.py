@@ -68,12 +68,14 @@ class Measurements:
     """What this client measured itself; peers that it never met are missing.
 
     `client_rtt`: seconds, round trip. `bandwidth`: bytes a second. `step_us`: microseconds for
-    one token through one block; it overrides the announced `decode_us`.
+    one token through one block; it overrides the announced `decode_us`. `prefill_us`: the same
+    for each token of a chunk.
     """
 
     client_rtt: Mapping[PeerId, float] = field(default_factory=dict)
     bandwidth: Mapping[PeerId, float] = field(default_factory=dict)
     step_us: Mapping[PeerId, float] = field(default_factory=dict)
+    prefill_us: Mapping[PeerId, float] = field(default_factory=dict)
 
 
 def _clamped(value: float | None, default: float, low: float, high: float) -> float:
@@ -138,7 +140,7 @@ class Costs:
         """`tokens` positions through one block, without the queue.
 
         One position takes the measured `step_us`, else the announced `decode_us`. A chunk takes
-        `tokens` x `prefill_us`, and never less than one position does.
+        `tokens` x `prefill_us`, measured or else announced, and never less than one position does.
         """
         m = self.model
         announced = peer.decode_us if peer.decode_us > 0 else m.default_step * 1e6
@@ -150,10 +152,13 @@ class Costs:
         )
         if tokens <= 1:
             return decode_us / 1e6
-        prefill_us = (
+        prefill_us = _clamped(
+            self.measured.prefill_us.get(peer.peer_id) or None,
             _clamped(peer.prefill_us, 0.0, 0.0, m.max_step * 1e6)
             if peer.prefill_us > 0
-            else decode_us * m.default_prefill_ratio
+            else decode_us * m.default_prefill_ratio,
+            0.0,
+            m.max_step * 1e6,
         )
         return max(decode_us, tokens * prefill_us) / 1e6
 

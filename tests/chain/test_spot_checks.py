@@ -164,7 +164,7 @@ def test_an_honest_answer_is_verified_whole_and_not_withdrawn(
                     assert found.checks > 0
                     assert found.disputes == 0
                     assert not found.skipped
-                    assert 0 < found.largest_difference < 1e-4
+                    assert found.largest_difference < 1e-4
                     assert all(one.verified > len(PROMPT) - 1 for one in session.checks.checked)
             assert not swarm.router.health.banned(swarm.router.clock.monotonic())
 
@@ -297,7 +297,7 @@ def test_without_a_third_peer_the_answer_goes_on_with_a_warning(
                 (evidence,) = session.checks.statistics.evidence
                 assert evidence.verdict is Verdict.UNSETTLED
                 assert evidence.liar is None
-                assert [c.verified for c in session.checks.checked] == [LAST + 1, 40, LAST + 1]
+                assert [c.verified for c in session.checks.checked] == [0, 40, 0]
                 assert any(line.startswith("WARNING") for line in session.story)
             assert not swarm.router.health.banned(swarm.router.clock.monotonic())
 
@@ -325,15 +325,14 @@ def test_nobody_to_ask_is_a_skipped_check(
     honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
 ) -> None:
     async def work() -> None:
-        async with swarm.running([*SPANS, SPANS[1], SPANS[2]]):
+        async with swarm.running([*SPANS, SPANS[1]]):
             refusing(swarm.peers[3], Busy("no room"))
-            swarm.peers[4].kill()
             async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
                 assert (await checked_answer(ends, session, GREEDY)).tokens == honest(GREEDY)
                 assert session.checks is not None
                 found = session.checks.statistics
                 assert found.checks == 0
-                assert set(found.skipped) >= {"no other peer", "busy", "Unreachable"}
+                assert set(found.skipped) == {"no other peer", "busy"}
                 assert {one.verified for one in session.checks.checked} == {0}
 
     run_async(work())
@@ -380,5 +379,55 @@ def test_a_known_liar_is_in_no_chain_even_where_nobody_else_is_left(
             swarm.router.health.succeeded(liar.peer_id)
             with pytest.raises(NoRoute, match="2:4"):
                 await swarm.router.choose_fresh()
+
+    run_async(work())
+
+
+def test_old_data_under_a_new_step_number_is_a_lie_like_any_other(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """The number of the step is checked without --verify; what stands under it is not."""
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 3):
+            peer = swarm.peers[1]
+            original, last = peer.engine.step, None
+
+            async def stale(*args: Any, **options: Any) -> object:
+                nonlocal last
+                result = await original(*args, **options)
+                old, last = last, result
+                return old if old is not None and old.hidden.shape[1] == 1 else result
+
+            peer.engine.step = stale  # type: ignore[method-assign, assignment]
+            async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
+                told = await checked_answer(ends, session, GREEDY)
+                assert told.tokens == honest(GREEDY)
+                assert told.withdrawn == [2]  # the prompt and one token were right
+
+    run_async(work())
+
+
+def test_an_absurd_announced_speed_loses_the_route_after_one_session(
+    swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    async def work() -> None:
+        async with swarm.running([*SPANS, SPANS[1]]):
+            boaster = swarm.peers[1]
+            boaster.decode_us = 1
+            swarm.peers[3].decode_us = 1500
+            original = boaster.engine.step
+
+            async def slow(*args: Any, **options: Any) -> object:
+                await asyncio.sleep(0.03)
+                return await original(*args, **options)
+
+            boaster.engine.step = slow  # type: ignore[method-assign, assignment]
+            session = await swarm.session([swarm.peers[0], boaster, swarm.peers[2]], max_length=64)
+            assert boaster.info.peer_id in swarm.router.choose().peer_ids, "the claim attracts"
+            async with session:
+                await checked_answer(ends, session, GREEDY)
+            for _ in range(20):  # whatever the jitter
+                assert boaster.info.peer_id not in swarm.router.choose().peer_ids
 
     run_async(work())

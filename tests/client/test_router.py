@@ -23,6 +23,7 @@ from swarmd.errors import (
 )
 from swarmd.identity import PeerId
 from swarmd.peers import Address, ModelId, PeerInfo, PeerState
+from swarmd.routing.cost import CostModel, Costs
 from tests.conftest import Runner
 
 MODEL = ModelId(b"m" * 16)
@@ -223,3 +224,45 @@ def test_a_token_does_not_wait_for_a_slow_fetch(run_async: Runner) -> None:
         assert await router.choose_fresh(urgent=True)
 
     run_async(work())
+
+
+@pytest.mark.parametrize("share", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (9.0, 9.0)])
+def test_a_peer_that_announces_an_absurd_speed_loses_the_route_when_it_is_slow(
+    share: tuple[float, float], run_async: Runner
+) -> None:
+    """Whatever share of its time it claims to have computed or waited."""
+
+    async def work() -> None:
+        liar = replace(peer(1), decode_us=1, prefill_us=1)
+        honest = replace(peer(2), decode_us=20_000, prefill_us=5_000)
+        swarm = Swarm([liar, honest])
+        router = swarm.router()
+        steps = 0
+        while (chosen := (await router.choose_fresh()).hops[0].peer) == liar:
+            steps += 1
+            assert steps < 20
+            router.observe_step(
+                chosen, tokens=1, blocks=4, seconds=0.5,
+                compute_seconds=0.5 * share[0], queue_seconds=0.5 * share[1], wire_bytes=100,
+            )  # fmt: skip
+        assert steps > 0, "the claim is what there is before any measurement"
+        assert chosen == honest
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("share", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("wire_bytes", [1000, 1 << 20])
+def test_a_slow_prefill_is_priced_whatever_is_announced_and_claimed(
+    share: tuple[float, float], wire_bytes: int
+) -> None:
+    liar = replace(peer(1), decode_us=1, prefill_us=1)
+    router = Swarm([liar]).router()
+    for _ in range(5):
+        router.observe_step(
+            liar, tokens=64, blocks=4, seconds=2.0,
+            compute_seconds=2.0 * share[0], queue_seconds=2.0 * share[1], wire_bytes=wire_bytes,
+        )  # fmt: skip
+    costs = Costs(CostModel(bytes_per_token=wire_bytes // 128), router._measurements())
+    price = costs.enter(liar.peer_id, 64) + costs.leave(liar.peer_id, 64) + costs.run(liar, 4, 64)
+    assert price == pytest.approx(2.0, rel=0.1)

@@ -51,6 +51,8 @@ def test_own_measurements_override_announcements(make_peer):
     assert measured.step(liar) == pytest.approx(0.05)
     assert Costs().step(liar) == CostModel().min_step
     assert measured.step(liar, tokens=2) >= 0.05  # a chunk takes no less than one position
+    chunks = Costs(measured=Measurements(prefill_us={liar.peer_id: 40_000.0}))
+    assert chunks.step(liar, tokens=10) == pytest.approx(0.4)
     nothing = Costs(measured=Measurements(step_us={liar.peer_id: 0.0}))
     assert nothing.step(liar) == CostModel().min_step
 
