@@ -7,6 +7,7 @@ from pathlib import Path
 
 from swarmd.blocks import AUTO, BlockRequest
 from swarmd.errors import UsageError
+from swarmd.identity import PeerId
 from swarmd.peers import Address
 from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 
@@ -25,7 +26,8 @@ class DaemonConfig:
     blocks: BlockRequest = AUTO
     peers: tuple[Address, ...] = ()
     host: str = "127.0.0.1"
-    """Links are not encrypted yet, so a node listens on loopback unless told otherwise."""
+    """Whoever reaches a node of a swarm that it may enter uses its compute, so a node listens on
+    loopback unless told otherwise."""
     port: int | None = None
     advertise: str | None = None
     """The address that others dial; needed where `host` is a wildcard."""
@@ -46,7 +48,9 @@ class DaemonConfig:
     """On SIGTERM, how long sessions may go on before they are cut (clients then replay)."""
     state_dir: Path | None = None
     keys: KeyRing = PUBLIC_KEYS
-    """Of the swarm to take part in."""
+    """Of the swarm: who holds none of them gets no byte over TCP."""
+    allow: frozenset[PeerId] | None = None
+    """Diallers that are served; None serves everybody in the swarm."""
 
 
 def check_host(host: str, advertise: str | None) -> str:

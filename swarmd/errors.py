@@ -23,6 +23,7 @@
     │   ├── SessionTooLong          more positions than the peer's whole attention cache has
     │   ├── Busy                    no room now; come back after `retry_after` seconds
     │   ├── Draining                the peer is about to leave
+    │   ├── NotAllowed              the peer serves only those on its list
     │   ├── DeadlineExceeded        the step was not done before its deadline
     │   └── InternalError           the peer has a bug, or its hardware failed
     ├── PeerFailure                 the peer did not answer as a live peer does
@@ -70,6 +71,7 @@ __all__ = [
     "ModelError",
     "ModelMismatch",
     "NoRoute",
+    "NotAllowed",
     "NotFinite",
     "OutputWithdrawn",
     "PeerFailure",
@@ -226,6 +228,13 @@ class Draining(RemoteError):
     """The peer is about to leave; its session goes elsewhere, and nobody is banned."""
 
     code = "draining"
+    retryable = True
+
+
+class NotAllowed(RemoteError):
+    """The peer serves an allow-list of dialler PeerIds, and ours is not on it; others may serve."""
+
+    code = "not_allowed"
     retryable = True
 
 

@@ -3,6 +3,7 @@ daemons on a machine; each daemon takes an identity of its own.
 
 ============================ ================================================================
 `identity/N.key`             32 raw bytes, mode 0600; locked by the daemon that uses it
+`identity/ID.old`            the same, of an identity that was given up; ID is its peer id
 `peers.json`                 contacts that answered lately (see :mod:`swarmd.dht.peers_file`)
 `throughput.json`            speeds measured on this machine
 `evidence.json`              peers that gave wrong outputs (see :mod:`swarmd.client.evidence`)
@@ -14,20 +15,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import platformdirs
 
 from swarmd.errors import StateError
-from swarmd.identity import Identity
+from swarmd.identity import Identity, PeerId
 
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks; run one daemon for each state folder
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["StateFolder", "default_state_path"]
+__all__ = ["Slot", "StateFolder", "default_state_path"]
 
 MAX_IDENTITIES = 64
 
@@ -36,6 +38,19 @@ def default_state_path() -> Path:
     """`$SWARMD_STATE`, or the platform's folder for a user's state."""
     chosen = os.environ.get("SWARMD_STATE")
     return Path(chosen) if chosen else Path(platformdirs.user_state_dir("swarmd", appauthor=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The public half of an identity, and whether a process holds it."""
+
+    number: int
+    public_key: bytes
+    in_use: bool
+
+    @property
+    def peer_id(self) -> PeerId:
+        return PeerId.of_public_key(self.public_key)
 
 
 class StateFolder:
@@ -74,6 +89,56 @@ class StateFolder:
         with file:  # the lock ends with it
             yield identity
 
+    def slots(self) -> list[Slot]:
+        """The identities of this folder, without taking any. Raises StateError."""
+        found = []
+        folder = self.path / "identity"
+        for number in range(MAX_IDENTITIES):
+            path = folder / f"{number}.key"
+            try:
+                if not path.exists():
+                    continue
+                key = path.read_bytes()
+                file = self._locked(path)
+            except OSError as error:
+                raise StateError(f"cannot read {path}: {error.strerror}") from error
+            if file is not None:
+                file.close()
+            if not key:  # made by a process that has not written it yet
+                continue
+            try:
+                identity = Identity(key)
+            except ValueError as error:
+                raise StateError(_not_a_key(path)) from error
+            found.append(Slot(number, identity.public_key, file is None))
+        return found
+
+    def renew_identity(self) -> Path | None:
+        """Make another identity for slot 0; the file in which the old one is kept, if there was
+        one. Raises StateError, also while a process uses the old one."""
+        folder = self.path / "identity"
+        path = folder / "0.key"
+        try:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            file = self._locked(path)
+            if file is None:
+                raise StateError(f"a process uses {path}; stop it, then make another identity")
+            with file:
+                kept = None
+                if file.read(1):
+                    file.seek(0)
+                    kept = folder / f"{self._read(path, file).peer_id}.old"
+                    path.rename(kept)  # the lock goes with the old file
+            with self._new_file(path) as fresh:
+                self._read(path, fresh)
+        except OSError as error:
+            raise StateError(f"cannot write {path}: {error.strerror}") from error
+        return kept
+
+    @staticmethod
+    def _new_file(path: Path) -> IO[bytes]:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+
     def _take_identity(self, folder: Path) -> tuple[IO[bytes], Identity]:
         """The lowest unused key file, locked, and the identity in it."""
         try:
@@ -111,6 +176,8 @@ class StateFolder:
             return Identity(key)
         except ValueError as error:
             file.close()
-            raise StateError(
-                f"{path} is not an identity (32 bytes); move it away to get a new one"
-            ) from error
+            raise StateError(_not_a_key(path)) from error
+
+
+def _not_a_key(path: Path) -> str:
+    return f"{path} is not an identity (32 bytes); move it away to get a new one"

@@ -21,7 +21,7 @@ from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.ping import ping
 from swarmd.wire.pool import Pool
-from swarmd.wire.transport import Greeting, bind, listen
+from swarmd.wire.transport import Door, Greeting, Listener, bind, listen
 
 
 class LocalPeer:
@@ -39,7 +39,7 @@ class LocalPeer:
         self.identity = Identity.generate()
         self.engine = Engine(blocks, kv_tokens=kv_tokens)
         self.server = SessionServer(
-            self.identity.peer_id,
+            Door(self.identity),
             ServedModel(
                 folder.model_id,
                 folder.name,
@@ -67,12 +67,20 @@ class LocalPeer:
             self.connections.add(connection)
             owner.spawn(self.server.serve(connection), name="connection", errors="log")
 
-        self.listener = await listen(
-            bind(Address("127.0.0.1", 0)), accept, limits=self.server.frame_limits()
-        )
-        self._stack.callback(self.listener.close)
-        port = self.listener.sockets[0].getsockname()[1]
-        self.address = Address("127.0.0.1", port)
+        async def at_a_free_port(*, plaintext: bool) -> Listener:
+            sock = bind(Address("127.0.0.1", 0))
+            limits = self.server.frame_limits()
+            listener = await listen(
+                sock, accept, self.server.door, limits=limits, plaintext=plaintext
+            )
+            self._stack.callback(listener.close)
+            return listener
+
+        self.listener = await at_a_free_port(plaintext=False)
+        self.address = Address("127.0.0.1", self.listener.sockets[0].getsockname()[1])
+        # for tests that write frames by hand
+        self.plain_listener = await at_a_free_port(plaintext=True)
+        self.plain_address = Address("127.0.0.1", self.plain_listener.sockets[0].getsockname()[1])
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -81,6 +89,7 @@ class LocalPeer:
     def kill(self) -> None:
         self.alive = False
         self.listener.close()
+        self.plain_listener.close()
         for connection in self.connections:
             connection.abort()
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ("swarmd.cli.generate", "Generate text with a model that the swarm serves."),
     "peers": ("swarmd.cli.peers", "Show who holds which blocks."),
     "convert": ("swarmd.cli.convert", "Make a swarmd model folder, one file a block."),
+    "identity": ("swarmd.cli.identity", "Show who this machine's nodes are, or make another."),
     "version": ("swarmd.cli.version", "Print the version."),
 }
 """Name to module and short help; a module is imported only when its command runs."""

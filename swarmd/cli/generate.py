@@ -38,6 +38,7 @@ class _Request:
     as_json: bool
     threads: int | None
     state_dir: Path | None
+    known: bool
 
 
 @click.command("generate")
@@ -72,6 +73,11 @@ class _Request:
     help="Let other peers run this share of each hop's outputs again; a liar is left out, and the "
     "answer is redone from its first wrong output.",
 )
+@click.option(
+    "--known",
+    is_flag=True,
+    help="Use an identity of the state folder, for nodes that serve a list (--allow) only.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option(
     "--threads",
@@ -95,6 +101,7 @@ def command(
     system: str | None,
     wait: float,
     verify: float,
+    known: bool,
     as_json: bool,
     threads: int | None,
     state_dir: Path | None,
@@ -112,7 +119,7 @@ def command(
         prompt = sys.stdin.read()
     request = _Request(
         prompt, model, peers, max_new_tokens, stops, chat, system, wait, verify, as_json,
-        threads, state_dir,
+        threads, state_dir, known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -152,7 +159,9 @@ async def _generate(request: _Request, sampling: Any) -> None:
     liars = await asyncio.to_thread(evidence.liars, time.time())
     with ProgressBars() as bars:
         folder = await resolve_client_folder(request.model, bars.update)
-    async with SwarmClient(request.peers, state_dir=request.state_dir) as swarm:
+    async with SwarmClient(
+        request.peers, state_dir=request.state_dir, known=request.known
+    ) as swarm:
         pool = await swarm.pool(folder.model_id)
         router = swarm.router(
             pool,

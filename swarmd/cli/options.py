@@ -9,9 +9,18 @@ from typing import Any, TypeVar
 import click
 
 from swarmd.blocks import BlockRequest, parse_blocks
+from swarmd.errors import UsageError
+from swarmd.identity import PeerId
 from swarmd.peers import Address, parse_address
 
-__all__ = ["blocks_value", "log_options", "model_option", "peer_option", "state_option"]
+__all__ = [
+    "allow_option",
+    "blocks_value",
+    "log_options",
+    "model_option",
+    "peer_option",
+    "state_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +52,28 @@ def peer_option(command: F) -> F:
         callback=_addresses,
         help="A node of the swarm; may be given several times. "
         "[default: nodes remembered on this machine]",
+    )(command)
+
+
+def _peer_ids(
+    _ctx: click.Context, _param: click.Parameter, values: Any
+) -> frozenset[PeerId] | None:
+    try:
+        return frozenset(PeerId(bytes.fromhex(value)) for value in values) or None
+    except ValueError as error:
+        raise UsageError(
+            "--allow takes a peer id of 40 hex digits, as shown by: swarmd identity show"
+        ) from error
+
+
+def allow_option(command: F) -> F:
+    return click.option(
+        "--allow",
+        multiple=True,
+        metavar="PEERID",
+        callback=_peer_ids,
+        help="Serve only clients and nodes of this peer id; may be given several times. "
+        "[default: everybody in the swarm]",
     )(command)
 
 

@@ -11,9 +11,17 @@ from typing import Any
 import click
 
 from swarmd.blocks import BlockRequest
-from swarmd.cli.options import blocks_value, log_options, model_option, peer_option, state_option
+from swarmd.cli.options import (
+    allow_option,
+    blocks_value,
+    log_options,
+    model_option,
+    peer_option,
+    state_option,
+)
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
 from swarmd.config import DaemonConfig
+from swarmd.identity import PeerId
 from swarmd.peers import Address
 from swarmd.sizes import parse_size
 
@@ -66,6 +74,7 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
 )
 @click.option("--device", default=_defaults.device, show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. [default: all cores]")
+@allow_option
 @state_option
 @log_options
 def command(
@@ -80,6 +89,7 @@ def command(
     dtype: str,
     device: str,
     threads: int | None,
+    allow: frozenset[PeerId] | None,
     state_dir: Path | None,
     verbose: bool,
     log_format: str,
@@ -104,6 +114,7 @@ def command(
         dtype=dtype,
         device=device,
         threads=threads,
+        allow=allow,
         state_dir=state_dir,
     )
     prepare_libraries(threads)

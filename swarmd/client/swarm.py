@@ -36,7 +36,8 @@ class SwarmClient:
     """`async with SwarmClient(peers) as swarm:` is connected on entry.
 
     Without `peers` the nodes that are remembered on this machine are asked. Raises
-    BootstrapFailed when nobody answers.
+    BootstrapFailed when nobody answers. A client makes up an identity for each run; one that is
+    to be `known` to nodes with an allow-list takes one of the state folder's (StateError).
     """
 
     def __init__(
@@ -45,11 +46,15 @@ class SwarmClient:
         *,
         state_dir: Path | None = None,
         keys: KeyRing = PUBLIC_KEYS,
+        known: bool = False,
     ) -> None:
-        """`keys` of the swarm to join."""
-        self._keys = keys
-        self._peers_file = PeersFile(StateFolder(state_dir).peers_file)
+        """`keys` of the swarm to join; `known`: as an identity of the state folder."""
+        self._state = StateFolder(state_dir)
+        self._peers_file = PeersFile(self._state.peers_file)
         self._given = tuple(peers)
+        self._keys = keys
+        self._known = known
+        self._identity = Identity.generate()
         self._stack = contextlib.AsyncExitStack()
         self._rng = random.Random()
 
@@ -62,8 +67,10 @@ class SwarmClient:
             raise BootstrapFailed(_NOBODY)
         config = DhtConfig(host=_interface(contacts), serving=False, keys=self._keys)
         async with contextlib.AsyncExitStack() as stack:
+            if self._known:
+                self._identity = stack.enter_context(self._state.identity())
             self.directory = await stack.enter_async_context(
-                Directory(config, Identity.generate(), peers_file=self._peers_file)
+                Directory(config, self._identity, peers_file=self._peers_file)
             )
             try:
                 await self.directory.bootstrap(contacts, timeout=5.0 if self._given else 2.0)
@@ -79,7 +86,8 @@ class SwarmClient:
 
     async def pool(self, model_id: ModelId | None = None) -> Pool:
         """A pool of connections, closed with this client. Greets for one model, or for any."""
-        return await self._stack.enter_async_context(Pool(Greeting(model_id)))
+        greeting = Greeting(model_id, self._identity, self._keys)
+        return await self._stack.enter_async_context(Pool(greeting))
 
     def router(
         self, pool: Pool, *, model_id: ModelId, model_name: str, n_blocks: int, bytes_per_token: int

@@ -58,7 +58,7 @@ from swarmd.wire.connection import Connection
 from swarmd.wire.ping import ping
 from swarmd.wire.pool import Pool
 from swarmd.wire.tensors import ITEM_BYTES
-from swarmd.wire.transport import Greeting, bind, listen
+from swarmd.wire.transport import Door, Greeting, Listener, bind, listen, turn_away
 
 __all__ = ["Daemon"]
 
@@ -117,7 +117,7 @@ class Daemon:
             directory = await stack.enter_async_context(self._directory(identity))
             self.address = Address(host, directory.address.port)
             pool = await stack.enter_async_context(
-                Pool(Greeting(folder.model_id, identity.peer_id))
+                Pool(Greeting(folder.model_id, identity, config.keys))
             )
             announced = Announced(config, folder, identity.peer_id, self.address)
             announcer = Announcer(
@@ -130,14 +130,15 @@ class Daemon:
             services = await stack.enter_async_context(TaskOwner("services"))
             assert self._socket is not None
             # Who dials by an old announcement learns at once that nobody serves here yet.
-            door = await listen(self._socket.dup(), Connection.abort)
-            stack.callback(door.close)
+            closed_door = await turn_away(self._socket.dup())
+            stack.callback(closed_door.close)
             try:
                 await self._join(directory)
                 self._check_stop()
                 announced.span = await self._claim(directory, announcer, announced)
                 services.spawn(announcer.run(), name="announcer")
-                await self._load_and_serve(announcer, announced, door)
+                door = Door(identity, config.keys, config.allow)
+                await self._load_and_serve(announcer, announced, closed_door, door)
             finally:
                 await self._withdraw(announcer)
 
@@ -183,7 +184,7 @@ class Daemon:
             raise _Stopped
 
     async def _load_and_serve(
-        self, announcer: Announcer, announced: Announced, door: asyncio.Server
+        self, announcer: Announcer, announced: Announced, closed_door: Listener, door: Door
     ) -> None:
         config, span = self.config, announced.span
         folder = announced.folder
@@ -198,11 +199,13 @@ class Daemon:
             announced.engine = engine
             release_unused_memory()
             if not self._stop.is_set():
-                door.close()
-                await self._serve(announcer, announced, engine)
+                closed_door.close()
+                await self._serve(announcer, announced, engine, door)
 
-    async def _serve(self, announcer: Announcer, announced: Announced, engine: Engine) -> None:
-        server = SessionServer(announced.peer_id, announced.model, engine)
+    async def _serve(
+        self, announcer: Announcer, announced: Announced, engine: Engine, door: Door
+    ) -> None:
+        server = SessionServer(door, announced.model, engine)
         async with TaskOwner("connections") as connections:
 
             def accept(connection: Connection) -> None:
@@ -214,7 +217,7 @@ class Daemon:
                 )
 
             assert self._socket is not None
-            listener = await listen(self._socket, accept, limits=server.frame_limits())
+            listener = await listen(self._socket, accept, door, limits=server.frame_limits())
             try:
                 await announcer.announce(PeerState.ONLINE)
                 log.info(
@@ -241,9 +244,7 @@ class Daemon:
             own = (self.peer_id, self.address, time.time())
             await PeersFile(self.state.peers_file).async_record([own])
 
-    async def _drain(
-        self, announcer: Announcer, server: SessionServer, listener: asyncio.Server
-    ) -> None:
+    async def _drain(self, announcer: Announcer, server: SessionServer, listener: Listener) -> None:
         """Let sessions finish; limited in time, whatever the network does."""
         log.info("leaving: %d sessions are open", server.open_sessions)
         server.draining = True

@@ -26,19 +26,17 @@ from swarmd.errors import (
     PositionOutOfRange,
     RemoteError,
     SessionTooLong,
-    VersionMismatch,
 )
-from swarmd.identity import PeerId
 from swarmd.node.step_queue import StepQueue
 from swarmd.peers import ModelId
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import Limits
+from swarmd.wire.greeting import AGENT, Door, challenge, check_hello
 from swarmd.wire.messages import (
     PROTOCOL_VERSION,
     Close,
     Closed,
-    Hello,
     Message,
     Open,
     Opened,
@@ -49,7 +47,6 @@ from swarmd.wire.messages import (
     Welcome,
 )
 from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, decode, encode
-from swarmd.wire.transport import AGENT
 
 __all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
 
@@ -109,12 +106,12 @@ class SessionServer:
 
     def __init__(
         self,
-        peer_id: PeerId,
+        door: Door,
         model: ServedModel,
         engine: Engine,
         limits: SessionLimits | None = None,
     ) -> None:
-        self.peer_id = peer_id
+        self.door = door
         self.model = model
         self.engine = engine
         self.limits = limits or SessionLimits()
@@ -161,12 +158,11 @@ class SessionServer:
             connection.abort() if connection.is_usable else await connection.close()
 
     async def _greet(self, connection: Connection) -> None:
+        asked = challenge(connection, self.door)
+        await self._send(connection, asked)
         async with asyncio.timeout(self.limits.hello_timeout):
-            hello, _ = await connection.receive()
-        if not isinstance(hello, Hello):
-            raise BadRequest("a connection starts with hello")
-        if hello.version != PROTOCOL_VERSION:
-            raise VersionMismatch(f"this node speaks version {PROTOCOL_VERSION}")
+            answer, _ = await connection.receive()
+        hello = check_hello(connection, self.door, asked, answer)
         if hello.model_id and hello.model_id != self.model.model_id:
             raise ModelMismatch(f"this node serves {self.model.name} ({self.model.model_id})")
         span = self.engine.blocks.span
@@ -175,7 +171,7 @@ class SessionServer:
             Welcome(
                 PROTOCOL_VERSION,
                 AGENT,
-                self.peer_id,
+                self.door.identity.peer_id,
                 self.model.model_id,
                 span.start,
                 span.end,

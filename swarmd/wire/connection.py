@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from swarmd.errors import ConnectionLost, RemoteError, SwarmdError
+from swarmd.errors import BadOutput, ConnectionLost, RemoteError, SwarmdError
+from swarmd.identity import PeerId
 from swarmd.peers import Address
 from swarmd.wire.frames import DEFAULT_LIMITS, Frame, FrameDecoder, Limits, encode_preamble
 from swarmd.wire.messages import ErrorMessage, Message
 from swarmd.wire.protocol import Protocol, Role, State
+from swarmd.wire.secure_link import LinkBroken, SecureLink
 from swarmd.wire.tensors import Buffer
 
 __all__ = ["Connection", "Received"]
@@ -27,8 +29,13 @@ as well when their payloads are together longer than one payload may be, so that
 of the largest are held."""
 
 
+HANDSHAKE_SECONDS = 5.0
+"""From the first byte to the open link; a dialler gives up after as long."""
+
+
 class Connection(asyncio.BufferedProtocol):
-    """One end of a connection.
+    """One end of a connection. With a `link` what travels is encrypted; without one, which exists
+    on loopback only, it is not. `on_made` is called when messages may travel, `on_lost` at the end.
 
     `send` hands the whole frame to the transport before it can be cancelled, so a cancel never
     leaves half a frame; it then waits while the transport's buffer is full. `receive` returns
@@ -40,14 +47,22 @@ class Connection(asyncio.BufferedProtocol):
         role: Role,
         *,
         limits: Limits = DEFAULT_LIMITS,
+        link: SecureLink | None = None,
         on_made: Callable[[Connection], None] | None = None,
+        on_lost: Callable[[Connection], None] | None = None,
     ) -> None:
         self.protocol = Protocol(role, limits)
         self.address = Address("?", 0)
+        self.peer_id: PeerId | None = None
+        """Who is at the other end, once it has proven that."""
+        self.link = link
         # Whoever has not said hello may not make us hold a payload.
         stranger = dataclasses.replace(limits, payload=0)
         self._decoder = FrameDecoder(limits if role is Role.DIALLER else stranger)
         self._on_made = on_made
+        self._on_lost = on_lost
+        self._timer: asyncio.TimerHandle | None = None
+        self._made = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._frames: deque[Frame] = deque()
         self._waiting_bytes = 0
@@ -80,6 +95,12 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes of the payloads that have arrived whole and that nobody has taken."""
         return self._waiting_bytes
 
+    async def wait_made(self) -> None:
+        """Until messages may travel. Raises ConnectionLost, or BadOutput for a stranger."""
+        await asyncio.shield(self._made)
+        if self.link is not None and not self.link.is_open and self._failure is not None:
+            raise self._failure
+
     async def send(self, message: Message, payload: Buffer = b"") -> None:
         """Send one message; waits while the peer reads too slowly. Raises ConnectionLost."""
         transport = self._transport
@@ -87,7 +108,12 @@ class Connection(asyncio.BufferedProtocol):
             raise ConnectionLost(f"{self.address}: the connection is closed")
         header = self.protocol.send(message)
         preamble = encode_preamble(header, len(payload))
-        if payload:
+        if self.link is not None:
+            try:
+                transport.writelines(self.link.seal(preamble, payload))
+            except LinkBroken as error:
+                raise ConnectionLost(f"{self.address}: connection lost: {error}") from error
+        elif payload:
             transport.writelines((preamble, payload))
         else:
             transport.write(preamble)
@@ -166,21 +192,30 @@ class Connection(asyncio.BufferedProtocol):
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self._on_made is not None:
-            self._on_made(self)
+        if self.link is None:
+            self._now_made()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(HANDSHAKE_SECONDS, self._handshake_is_late)
+        self._flush(self.link)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._decoder.get_buffer()
+        return self._decoder.get_buffer() if self.link is None else self.link.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._failure is not None:
             return
         try:
-            self._decoder.received(nbytes)
+            if self.link is None:
+                self._decoder.received(nbytes)
+            else:
+                self._unseal(self.link, nbytes)
         except RemoteError as error:
             self._failure = error
             if self._transport is not None:
                 self._transport.pause_reading()
+        except LinkBroken as error:
+            self._link_broke(error)
         while (frame := self._decoder.next_frame()) is not None:
             self._frames.append(frame)
             self._waiting_bytes += len(frame.payload)
@@ -190,6 +225,54 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
         self._wake_reader()
 
+    def _unseal(self, link: SecureLink, nbytes: int) -> None:
+        """From bytes of the network to frames. Raises LinkBroken, and what the decoder raises."""
+        link.received(nbytes)
+        self._flush(link)
+        if not link.is_open:
+            return
+        if not self._made.done():
+            self.peer_id = link.peer_id
+            self._now_made()
+        while (count := link.read_into(self._decoder.get_buffer())) > 0:
+            self._decoder.received(count)
+        self._flush(link)
+
+    def _flush(self, link: SecureLink) -> None:
+        """Send what TLS itself has to say."""
+        assert self._transport is not None
+        if (data := link.outgoing()) and not self._transport.is_closing():
+            if self._paused_writing:  # only new keys, again and again, by who does not read
+                raise LinkBroken("TLS: keys are changed faster than answers are read")
+            self._transport.write(data)
+
+    def _link_broke(self, error: LinkBroken) -> None:
+        """End the link. Who did not knock gets no byte; who did may get a TLS alert."""
+        assert self.link is not None
+        assert self._transport is not None
+        reason = f"{self.address}: {error}"
+        if self._made.done() or self.protocol.role is Role.LISTENER:
+            self._failure = ConnectionLost(reason)
+        else:
+            self._failure = BadOutput(f"{self.address}: does not speak swarmd: {error}")
+        if (data := self.link.outgoing()) and not self._paused_writing:
+            self._transport.write(data)
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    def _now_made(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._made.done():
+            self._made.set_result(None)
+        if self._on_made is not None:
+            self._on_made(self)
+
+    def _handshake_is_late(self) -> None:
+        self._failure = ConnectionLost(f"{self.address}: no handshake in {HANDSHAKE_SECONDS:g} s")
+        self.abort()
+
     def eof_received(self) -> bool:
         return False
 
@@ -197,10 +280,20 @@ class Connection(asyncio.BufferedProtocol):
         if self._failure is None:
             where = "in the middle of a frame" if self._decoder.mid_frame else "by the other side"
             reason = f"{exc}" if exc else f"closed {where}"
+            if self.link is not None and not self.link.heard:
+                reason += (
+                    ", without an answer: it is of another swarm, is another peer than was meant, "
+                    "does not serve now, or its clock differs by more than a minute"
+                )
             self._failure = ConnectionLost(f"{self.address}: connection lost: {reason}")
-        if not self._closed.done():
-            self._closed.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        for ended in (self._made, self._closed):
+            if not ended.done():
+                ended.set_result(None)
         self._wake_reader()
+        if self._on_lost is not None:
+            self._on_lost(self)
         for waiter in self._writers:
             if not waiter.done():
                 waiter.set_exception(ConnectionLost(f"{self.address}: connection lost"))

@@ -16,15 +16,17 @@ from typing import Any, ClassVar, TypeAlias
 import msgpack
 
 from swarmd.errors import REMOTE_ERRORS, BadRequest, InternalError, RemoteError, UnknownMessage
-from swarmd.identity import PEER_ID_BYTES
+from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 from swarmd.peers import MODEL_ID_BYTES
 from swarmd.printable import printable
+from swarmd.wire.proofs import CHALLENGE_BYTES, PROOF_BYTES, SIGNATURE_BYTES
 from swarmd.wire.tensors import TensorMeta
 
 __all__ = [
     "MESSAGES",
     "PROTOCOL_VERSION",
     "SESSION_ID_BYTES",
+    "Challenge",
     "Close",
     "Closed",
     "ErrorMessage",
@@ -42,7 +44,7 @@ __all__ = [
     "encode_header",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 SESSION_ID_BYTES = 16
 MAX_TEXT = 1024
 MAX_ERROR_TEXT = 500
@@ -109,20 +111,37 @@ _tokens = _integer(1, MAX_POSITION)
 
 
 @dataclass(frozen=True, slots=True)
+class Challenge:
+    """Listener to dialler, first: a fresh nonce to sign, and proof that it holds the swarm key."""
+
+    TYPE: ClassVar[str] = "challenge"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "nonce": _bytes(CHALLENGE_BYTES),
+        "proof": _bytes(PROOF_BYTES),
+    }
+    nonce: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """Dialler to listener, first. `peer_id` is empty for a client; `model_id` is the one meant."""
+    """Dialler to listener: who it is, proven (:mod:`swarmd.wire.proofs`), and the model meant."""
 
     TYPE: ClassVar[str] = "hello"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
         "version": _number,
         "agent": _text,
-        "peer_id": _bytes(PEER_ID_BYTES, or_empty=True),
         "model_id": _bytes(MODEL_ID_BYTES, or_empty=True),
+        "public_key": _bytes(PUBLIC_KEY_BYTES),
+        "proof": _bytes(PROOF_BYTES),
+        "signature": _bytes(SIGNATURE_BYTES),
     }
     version: int
     agent: str
-    peer_id: bytes
     model_id: bytes
+    public_key: bytes
+    proof: bytes
+    signature: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,13 +317,25 @@ def _boolean(value: object) -> bool:
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Open | Opened | Step | Output | Close | Closed | Ping | Pong | ErrorMessage
+    Challenge
+    | Hello
+    | Welcome
+    | Open
+    | Opened
+    | Step
+    | Output
+    | Close
+    | Closed
+    | Ping
+    | Pong
+    | ErrorMessage
 )
 
 MESSAGES: dict[str, type[Any]] = {
     cls.TYPE: cls
     for cls in (
-        Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Ping, Pong, ErrorMessage,
+        Challenge, Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Ping, Pong,
+        ErrorMessage,
     )
 }  # fmt: skip
 

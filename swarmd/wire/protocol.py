@@ -4,10 +4,12 @@ Both ends run the same machine; an end that breaks the table itself gets :class:
 end whose peer breaks it gets a :class:`BadRequest` to send back. A connection is greeted once and
 then carries one session at a time, in the manner of HTTP/1.1::
 
-    NEW --hello--> GREETING --welcome--> IDLE --open--> OPENING --opened--> SESSION
-                                          ^  <--error--/                     |    \\
-                                          |                         close    step/output*
-                                          +---------closed---- CLOSING <-----+
+    NEW --challenge--> CHALLENGED --hello--> GREETING --welcome--> IDLE
+
+    IDLE --open--> OPENING --opened--> SESSION
+     ^  <--error--/                     |    \\
+     |                         close    step/output*
+     +---------closed---- CLOSING <-----+
 
 `ping` and `pong` may be said whenever the connection is greeted. A fatal `error` ends it from any
 state. Several steps may be under way at once; they are answered in order. Sessions belong to
@@ -23,6 +25,7 @@ from typing import TypeAlias
 from swarmd.errors import BadRequest, BadTensor, UnknownSession
 from swarmd.wire.frames import DEFAULT_LIMITS, Frame, Limits
 from swarmd.wire.messages import (
+    Challenge,
     Close,
     Closed,
     ErrorMessage,
@@ -60,6 +63,7 @@ class Role(enum.Enum):
 
 class State(enum.Enum):
     NEW = "new"
+    CHALLENGED = "challenged"
     GREETING = "greeting"
     IDLE = "idle"
     OPENING = "opening"
@@ -73,7 +77,8 @@ Key: TypeAlias = tuple[State, Role, type]
 _D, _L = Role.DIALLER, Role.LISTENER
 
 TRANSITIONS: dict[Key, State] = {
-    (State.NEW, _D, Hello): State.GREETING,
+    (State.NEW, _L, Challenge): State.CHALLENGED,
+    (State.CHALLENGED, _D, Hello): State.GREETING,
     (State.GREETING, _L, Welcome): State.IDLE,
     (State.IDLE, _D, Open): State.OPENING,
     (State.OPENING, _L, Opened): State.SESSION,

@@ -1,7 +1,11 @@
-"""Dialling, listening and greeting: from an address to a connection whose peer is known.
+"""Dialling and listening: from an address to a link, and from a link to a connection.
 
-This is where links become encrypted and peers prove who they are (a later change): `greet` is
-the one place that decides whether the peer at the other end is the one that was meant.
+A link is made in this order, each step proving something (docs/protocol.md has the bytes):
+
+1. the dialler knocks: it holds a swarm key (:mod:`swarmd.wire.knock`);
+2. TLS 1.3: the listener holds the key of its PeerId (:mod:`swarmd.wire.secure_link`);
+3. `challenge`, `hello`: the dialler holds the key of its PeerId, and nobody stands between
+   (:mod:`swarmd.wire.greeting`).
 """
 
 from __future__ import annotations
@@ -9,50 +13,32 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from swarmd import __version__
-from swarmd.blocks import Span
-from swarmd.errors import (
-    BadOutput,
-    BadRequest,
-    ModelMismatch,
-    PeerMismatch,
-    PeerTimeout,
-    PortInUse,
-    Unreachable,
-    VersionMismatch,
-)
+from swarmd.clock import Clock, SystemClock
+from swarmd.errors import BadOutput, BadRequest, PeerTimeout, PortInUse, Unreachable, UsageError
 from swarmd.identity import PeerId
-from swarmd.peers import Address, ModelId
+from swarmd.peers import Address
+from swarmd.wire.certificate import Certificate
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import DEFAULT_LIMITS, Limits
-from swarmd.wire.messages import PROTOCOL_VERSION, ErrorMessage, Hello, Welcome
+from swarmd.wire.greeting import AGENT, Door, Greeted, Greeting, greet
+from swarmd.wire.knock import Doorkeeper
 from swarmd.wire.protocol import Role
+from swarmd.wire.secure_link import SecureLink
 
-__all__ = ["AGENT", "Greeted", "Greeting", "bind", "dial", "greet", "listen"]
-
-AGENT = f"swarmd/{__version__}"
-
-
-@dataclass(frozen=True, slots=True)
-class Greeting:
-    """What a dialler says of itself. `peer_id` is None for a client, which serves nothing."""
-
-    model_id: ModelId | None = None
-    peer_id: PeerId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Greeted:
-    """A connection that is ready for a session, and what its peer says of itself."""
-
-    connection: Connection
-    peer_id: PeerId
-    span: Span
-    dtype: str
-    max_payload: int
+__all__ = [
+    "AGENT",
+    "Door",
+    "Greeted",
+    "Greeting",
+    "Listener",
+    "bind",
+    "dial",
+    "greet",
+    "listen",
+    "turn_away",
+]
 
 
 async def dial(
@@ -62,19 +48,29 @@ async def dial(
     expected: PeerId | None = None,
     timeout: float = 5.0,
     limits: Limits = DEFAULT_LIMITS,
+    clock: Clock | None = None,
 ) -> Greeted:
-    """Connect and greet within `timeout` seconds.
+    """Connect, make the link and greet within `timeout` seconds. Without `expected` whoever
+    answers is accepted, and `Greeted.peer_id` says who.
 
-    Raises Unreachable, ConnectionLost, PeerTimeout, PeerMismatch (someone else answers there),
-    VersionMismatch, ModelMismatch.
+    Raises Unreachable, ConnectionLost (also where the knock is not answered), PeerTimeout,
+    PeerMismatch (someone else answers there), BadOutput, VersionMismatch, ModelMismatch,
+    NotAllowed, Busy.
     """
     loop = asyncio.get_running_loop()
+    now = (clock or SystemClock()).wall()
     connection: Connection | None = None
+
+    def make() -> Connection:
+        secret = greeting.keys.current
+        link = None if greeting.plaintext else SecureLink.dial(secret, expected, now=now)
+        return Connection(Role.DIALLER, limits=limits, link=link)
+
+    if greeting.plaintext and not address.is_loopback:
+        raise _plaintext_leaves(address)
     try:
         async with asyncio.timeout(timeout):
-            _, connection = await loop.create_connection(
-                lambda: Connection(Role.DIALLER, limits=limits), address.host, address.port
-            )
+            _, connection = await loop.create_connection(make, address.host, address.port)
             return await greet(connection, greeting, address, expected)
     except TimeoutError as error:
         if connection is not None:
@@ -93,34 +89,10 @@ async def dial(
         raise
 
 
-async def greet(
-    connection: Connection, greeting: Greeting, address: Address, expected: PeerId | None
-) -> Greeted:
-    """Say hello on a fresh connection and check who answers."""
-    await connection.send(
-        Hello(PROTOCOL_VERSION, AGENT, greeting.peer_id or b"", greeting.model_id or b"")
-    )
-    message, _ = await connection.receive()
-    if isinstance(message, ErrorMessage):
-        raise message.to_error()
-    if not isinstance(message, Welcome):  # the protocol lets nothing else through
-        raise BadRequest(f"{address}: {message.TYPE} instead of a welcome")
-    if message.version != PROTOCOL_VERSION:
-        raise VersionMismatch(f"{address} speaks version {message.version}, not {PROTOCOL_VERSION}")
-    peer_id = PeerId(message.peer_id)
-    if expected is not None and peer_id != expected:
-        raise PeerMismatch(
-            f"{address}: peer {peer_id.short} answers where {expected.short} was announced",
-            peer=expected,
-        )
-    if greeting.model_id is not None and message.model_id != greeting.model_id:
-        raise ModelMismatch(f"{address} serves another model")
-    span = Span(message.start, message.end)
-    return Greeted(connection, peer_id, span, message.dtype, message.max_payload)
-
-
 BACKLOG = 100
 """Connections that may wait in the kernel: as many as asyncio's own default."""
+MAX_HANDSHAKES = 256
+"""Links being made at a time; one more ends the oldest, which is the likeliest to be stalled."""
 
 
 def bind(address: Address) -> socket.socket:
@@ -145,28 +117,111 @@ def bind(address: Address) -> socket.socket:
     return sock
 
 
+class Listener:
+    """Accepts connections until it is closed; links that are still being made end with it."""
+
+    def __init__(self) -> None:
+        self._server: asyncio.Server | None = None
+        self._handshakes: dict[Connection, None] = {}
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """What it listens on; empty once it is closed."""
+        return self._server.sockets if self._server is not None else ()
+
+    @property
+    def handshakes(self) -> int:
+        """Links that are being made."""
+        return len(self._handshakes)
+
+    def close(self) -> None:
+        """Idempotent; connections that were handed over stay."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._handshakes):
+            connection.abort()
+
+    async def _start(self, sock: socket.socket, make: Callable[[], Connection]) -> None:
+        try:
+            sock.listen(BACKLOG)  # uvloop's own call does not tell of a failure
+            self._server = await asyncio.get_running_loop().create_server(
+                make, sock=sock, backlog=BACKLOG
+            )
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                host, port = sock.getsockname()[:2]
+                raise _taken(Address(host, port)) from error
+            raise
+
+    def _enter(self, connection: Connection) -> None:
+        self._handshakes[connection] = None
+        if len(self._handshakes) > MAX_HANDSHAKES:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.abort()
+
+    def _leave(self, connection: Connection) -> None:
+        self._handshakes.pop(connection, None)
+
+
 async def listen(
     sock: socket.socket,
     on_connection: Callable[[Connection], None],
+    door: Door,
     *,
     limits: Limits = DEFAULT_LIMITS,
-) -> asyncio.Server:
-    """Accept on a socket of :func:`bind`; every connection is handed over at once.
+    plaintext: bool = False,
+    clock: Clock | None = None,
+) -> Listener:
+    """Accept on a socket of :func:`bind`; every connection is handed over once its link is made,
+    and is then to be greeted with `door`. Who does not know a key of `door` gets no byte.
 
-    Raises PortInUse for a socket that was only bound, when another program listens there.
+    Raises PortInUse for a socket that was only bound, when another program listens there, and
+    UsageError for `plaintext` on an address that is not loopback.
     """
-    try:
-        sock.listen(BACKLOG)  # uvloop's own call does not tell of a failure
-        return await asyncio.get_running_loop().create_server(
-            lambda: Connection(Role.LISTENER, limits=limits, on_made=on_connection),
-            sock=sock,
-            backlog=BACKLOG,
+    listener = Listener()
+    if plaintext:
+        host, port = sock.getsockname()[:2]
+        if not Address(host, port).is_loopback:
+            raise _plaintext_leaves(Address(host, port))
+        await listener._start(
+            sock, lambda: Connection(Role.LISTENER, limits=limits, on_made=on_connection)
         )
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            host, port = sock.getsockname()[:2]
-            raise _taken(Address(host, port)) from error
-        raise
+        return listener
+    certificate = Certificate(door.identity)
+    doorkeeper = Doorkeeper(door.keys, door.identity.peer_id)
+    wall = (clock or SystemClock()).wall
+
+    def made(connection: Connection) -> None:
+        listener._leave(connection)
+        on_connection(connection)
+
+    def make() -> Connection:
+        connection = Connection(
+            Role.LISTENER,
+            limits=limits,
+            link=SecureLink.accept(certificate, lambda knock: doorkeeper.recognise(knock, wall())),
+            on_made=made,
+            on_lost=listener._leave,
+        )
+        listener._enter(connection)
+        return connection
+
+    await listener._start(sock, make)
+    return listener
+
+
+async def turn_away(sock: socket.socket) -> Listener:
+    """Accept on a socket of :func:`bind` and reset at once: nobody serves here yet."""
+    listener = Listener()
+    await listener._start(
+        sock, lambda: Connection(Role.LISTENER, on_made=lambda connection: connection.abort())
+    )
+    return listener
+
+
+def _plaintext_leaves(address: Address) -> UsageError:
+    return UsageError(f"{address} is not on loopback: links that leave the machine are encrypted")
 
 
 def _taken(address: Address) -> PortInUse:

@@ -1,4 +1,4 @@
-"""A listener that greets well and then answers as a test tells it to."""
+"""A listener without TLS that greets well and then answers as a test tells it to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from swarmd.blocks import Span
 from swarmd.identity import Identity, PeerId
 from swarmd.peers import Address, ModelId, PeerInfo, PeerState
+from swarmd.swarm_key import PUBLIC_SWARM_KEY
 from swarmd.wire.frames import FrameDecoder, encode_preamble
 from swarmd.wire.messages import (
     PROTOCOL_VERSION,
+    Challenge,
     Close,
     Closed,
     Hello,
@@ -24,11 +26,13 @@ from swarmd.wire.messages import (
     decode_header,
     encode_header,
 )
+from swarmd.wire.proofs import PLAINTEXT_BINDING, listener_proof
 from swarmd.wire.tensors import TensorMeta
 
 HIDDEN = 4
 MODEL = ModelId(b"m" * 16)
 SPAN = Span(0, 6)
+_NONCE = bytes(32)
 
 Answer = Callable[["Hostile", Message, bytes], Awaitable[None]]
 
@@ -81,6 +85,7 @@ class Hostile:
         self.handlers.add(task)
         self.writer = writer
         self.writers.append(writer)
+        self.say(Challenge(_NONCE, listener_proof(PUBLIC_SWARM_KEY, PLAINTEXT_BINDING, _NONCE)))
         decoder = FrameDecoder()
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):

@@ -46,7 +46,9 @@ from swarmd.wire.tensors import TensorMeta
 from swarmd.wire.transport import Greeting
 from tests.client.hostile import HIDDEN, MODEL, SPAN, Answer, Hostile, framed
 from tests.conftest import Runner
+from tests.wire.talk import HELLO
 
+PLAIN, PLAIN_MODEL = Greeting(plaintext=True), Greeting(MODEL, plaintext=True)
 TOKENS = 3
 META = TensorMeta("float32", (1, TOKENS, HIDDEN))
 DATA = struct.pack(f"<{TOKENS * HIDDEN}f", *range(TOKENS * HIDDEN))
@@ -137,7 +139,7 @@ HOSTILE_STEPS: dict[str, tuple[Answer, type[SwarmdError]]] = {
     "an open": (says(framed(Open(b"x" * 16, 0, 1, 1))), BadOutput),
     "a close": (says(framed(Close(b"x" * 16))), BadOutput),
     "a step": (says(framed(Step(b"x" * 16, 1, 0, 0, META), DATA)), BadOutput),
-    "a hello": (says(framed(Hello(1, "", b"", b""))), BadOutput),
+    "a hello": (says(framed(HELLO)), BadOutput),
     "an error of another step": (says(framed(ErrorMessage("busy", "", None, 77))), BadOutput),
     "hangs up": (hang_up, ConnectionLost),
     **{f"closes after {keep} bytes": (cut_output(keep), ConnectionLost) for keep in (1, 9, 130)},
@@ -150,7 +152,7 @@ def test_a_lie_in_answer_to_a_step(case: str, run_async: Runner) -> None:
     answer, expected = HOSTILE_STEPS[case]
 
     async def work() -> None:
-        async with Hostile({Step: answer}) as hostile, Pool(Greeting(MODEL)) as pool:
+        async with Hostile({Step: answer}) as hostile, Pool(PLAIN_MODEL) as pool:
             link = await opened(hostile, pool)
             with pytest.raises(expected) as caught:
                 await stepped(link, deadline=0.2 if expected is PeerTimeout else 10.0)
@@ -178,7 +180,7 @@ def test_a_refused_step(refusal: ErrorMessage, kind: type[SwarmdError], run_asyn
     """A refusal of this very step leaves the link; any other one ends it."""
 
     async def work() -> None:
-        async with Hostile({Step: says(framed(refusal))}) as hostile, Pool(Greeting()) as pool:
+        async with Hostile({Step: says(framed(refusal))}) as hostile, Pool(PLAIN) as pool:
             link = await opened(hostile, pool)
             with pytest.raises(kind) as caught:
                 await stepped(link)
@@ -207,7 +209,7 @@ def test_an_old_answer_is_never_taken_for_a_new_one(run_async: Runner) -> None:
             hostile.say_raw(late[0])
 
     async def work() -> None:
-        async with Hostile({Step: answer}) as hostile, Pool(Greeting()) as pool:
+        async with Hostile({Step: answer}) as hostile, Pool(PLAIN) as pool:
             link = await opened(hostile, pool)
             with pytest.raises(Busy):
                 await stepped(link)
@@ -239,7 +241,7 @@ def test_a_lie_in_answer_to_an_open(case: str, run_async: Runner) -> None:
     answer, expected = HOSTILE_OPENS[case]
 
     async def work() -> None:
-        async with Hostile({Open: answer}) as hostile, Pool(Greeting(MODEL)) as pool:
+        async with Hostile({Open: answer}) as hostile, Pool(PLAIN_MODEL) as pool:
             with pytest.raises(expected) as caught:
                 await opened(hostile, pool, timeout=0.2 if expected is PeerTimeout else 10.0)
             assert type(caught.value) is expected
@@ -257,7 +259,7 @@ def test_a_lie_in_answer_to_an_open(case: str, run_async: Runner) -> None:
 def test_the_wrong_peer_and_the_dead(run_async: Runner) -> None:
     async def work() -> None:
         other = Identity.generate().peer_id
-        async with Pool(Greeting()) as pool:
+        async with Pool(PLAIN) as pool:
             async with Hostile(answers_as=other) as hostile:
                 with pytest.raises(PeerMismatch) as caught:
                     await opened(hostile, pool)
@@ -274,7 +276,7 @@ def test_the_wrong_peer_and_the_dead(run_async: Runner) -> None:
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_an_honest_peer(codec: str, run_either: Runner) -> None:
     async def work() -> None:
-        async with Hostile() as hostile, Pool(Greeting(MODEL)) as pool:
+        async with Hostile() as hostile, Pool(PLAIN_MODEL) as pool:
             for _ in range(3):
                 link = await opened(hostile, pool)
                 for _ in range(3):
@@ -288,7 +290,7 @@ def test_an_honest_peer(codec: str, run_either: Runner) -> None:
 
 def test_a_cancelled_step_drops_the_connection(run_either: Runner) -> None:
     async def work() -> None:
-        async with Hostile({Step: silence}) as hostile, Pool(Greeting()) as pool:
+        async with Hostile({Step: silence}) as hostile, Pool(PLAIN) as pool:
             link = await opened(hostile, pool)
             task = asyncio.ensure_future(stepped(link))
             await asyncio.sleep(0)
@@ -303,7 +305,7 @@ def test_a_cancelled_step_drops_the_connection(run_either: Runner) -> None:
 def test_closing_a_peer_that_does_not_answer(run_async: Runner) -> None:
     async def work() -> None:
         for answer in (silence, hang_up, says(b"garbage!" * 9), says(framed(Closed(b"x" * 16)))):
-            async with Hostile({Close: answer}) as hostile, Pool(Greeting()) as pool:
+            async with Hostile({Close: answer}) as hostile, Pool(PLAIN) as pool:
                 link = await opened(hostile, pool)
                 await link.close(timeout=0.1)
                 assert is_dropped(link)
@@ -316,7 +318,7 @@ def test_a_request_that_the_peer_calls_bad_is_ours(run_async: Runner) -> None:
     refusal = ErrorMessage("bad_request", "I do not understand", None, 1)
 
     async def work() -> None:
-        async with Hostile({Step: says(framed(refusal))}) as hostile, Pool(Greeting()) as pool:
+        async with Hostile({Step: says(framed(refusal))}) as hostile, Pool(PLAIN) as pool:
             link = await opened(hostile, pool)
             with pytest.raises(BadRequest) as caught:
                 await stepped(link)

@@ -13,7 +13,6 @@ from swarmd.errors import (
     BadTensor,
     BlocksNotHeld,
     FrameTooLarge,
-    ModelMismatch,
     PositionOutOfRange,
     RemoteError,
     UnknownMessage,
@@ -37,6 +36,8 @@ from swarmd.wire.messages import (
 from swarmd.wire.tensors import TensorMeta
 from tests.families import N_BLOCKS
 from tests.node.hostile_client import ID, OTHER_ID, hidden, step
+from tests.wire.samples import UNPROVEN
+from tests.wire.talk import HELLO
 
 SCANS: dict[str, tuple[bytes, type[RemoteError]]] = {
     "http": (b"GET / HTTP/1.1\r\nHost: swarmd\r\n\r\n", FrameTooLarge),
@@ -56,23 +57,23 @@ SCANS: dict[str, tuple[bytes, type[RemoteError]]] = {
     "step first": (encode_preamble(encode_header(step()), 128) + bytes(128), FrameTooLarge),
     "close first": (encode_preamble(encode_header(Close(ID)), 0), UnknownSession),
     "welcome": (
-        encode_preamble(encode_header(Welcome(1, "", b"p" * 20, b"m" * 16, 0, 1, "float32", 1)), 0),
+        encode_preamble(encode_header(Welcome(2, "", b"p" * 20, b"m" * 16, 0, 1, "float32", 1)), 0),
         BadRequest,
     ),
-    "another version": (encode_preamble(encode_header(Hello(2, "", b"", b"")), 0), VersionMismatch),
-    "another model": (
-        encode_preamble(encode_header(Hello(1, "", b"", b"m" * 16)), 0),
-        ModelMismatch,
+    "another version": (
+        encode_preamble(encode_header(Hello(1, "", b"", *UNPROVEN)), 0),
+        VersionMismatch,
     ),
+    "a hello that proves nothing": (encode_preamble(encode_header(HELLO), 0), BadRequest),
     "a hello with a payload": (
-        encode_preamble(encode_header(Hello(1, "", b"", b"")), 3) + b"abc",
+        encode_preamble(encode_header(HELLO), 3) + b"abc",
         FrameTooLarge,
     ),
 }
 
 
 IDLE: dict[str, tuple[bytes, bytes, type[RemoteError]]] = {
-    "hello again": (encode_header(Hello(1, "", b"", b"")), b"", BadRequest),
+    "hello again": (encode_header(HELLO), b"", BadRequest),
     "step before open": (encode_header(step()), hidden(1, 1), UnknownSession),
     "close before open": (encode_header(Close(ID)), b"", UnknownSession),
     "unknown message": (msgpack.packb({"t": "opens"}), b"", UnknownMessage),
@@ -130,7 +131,7 @@ FATAL_IN_SESSION: dict[str, tuple[Step | Open | Close | Hello, bytes, type[Remot
     "the same open again": (Open(ID, 0, 6, 10), b"", BadRequest),
     "a step of an unknown session": (step(session=OTHER_ID), hidden(1, 1), UnknownSession),
     "a close of an unknown session": (Close(OTHER_ID), b"", UnknownSession),
-    "hello": (Hello(1, "", b"", b""), b"", BadRequest),
+    "hello": (HELLO, b"", BadRequest),
     "a tensor larger than a frame": (
         Step(ID, 1, 0, 0, TensorMeta("float32", (1, 1 << 25, 32), "zstd")), b"x", BadTensor,
     ),

@@ -18,8 +18,10 @@ from swarmd.blocks import Span
 from swarmd.client.chain_session import ChainSession
 from swarmd.errors import RemoteError
 from swarmd.wire.frames import FrameDecoder, encode_preamble
+from swarmd.wire.greeting import Greeting
 from swarmd.wire.messages import (
     PROTOCOL_VERSION,
+    Challenge,
     ErrorMessage,
     Hello,
     Message,
@@ -31,6 +33,7 @@ from swarmd.wire.messages import (
     decode_header,
     encode_header,
 )
+from swarmd.wire.proofs import PLAINTEXT_BINDING, dialler_proof, sign_hello
 from swarmd.wire.tensors import TensorMeta
 from tests.families import N_BLOCKS
 from tests.local_swarm import LocalPeer
@@ -75,6 +78,7 @@ class Stranger:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self._decoder = FrameDecoder()
+        self.challenge: Challenge | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -84,7 +88,7 @@ class Stranger:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, (peer.address.host, peer.address.port))
+        await loop.sock_connect(sock, (peer.plain_address.host, peer.plain_address.port))
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
         try:
             yield cls(reader, writer)
@@ -101,7 +105,14 @@ class Stranger:
         self.writer.write(encode_preamble(header, len(payload)) + payload)
 
     async def read(self) -> Message | None:
-        """The next message, or None at the end of the stream."""
+        """The next message, or None at the end of the stream. The challenge is kept aside."""
+        message = await self._read()
+        if isinstance(message, Challenge):
+            self.challenge = message
+            message = await self._read()
+        return message
+
+    async def _read(self) -> Message | None:
         async with asyncio.timeout(20):
             while (frame := self._decoder.next_frame()) is None:
                 try:
@@ -128,8 +139,20 @@ class Stranger:
         assert message is None, message
 
     async def greet(self) -> None:
-        self.send(Hello(PROTOCOL_VERSION, "stranger", b"", b""))
+        await self.hello()
         await self.expect(Welcome)
+
+    async def hello(self, model_id: bytes = b"") -> None:
+        """Answer the challenge well."""
+        if self.challenge is None:
+            first = await self._read()
+            assert isinstance(first, Challenge), first
+            self.challenge = first
+        greeting, nonce = Greeting(), self.challenge.nonce
+        public_key = greeting.identity.public_key
+        proof = dialler_proof(greeting.keys.current, PLAINTEXT_BINDING, nonce, public_key)
+        signature = sign_hello(greeting.identity, PLAINTEXT_BINDING, nonce)
+        self.send(Hello(PROTOCOL_VERSION, "stranger", model_id, public_key, proof, signature))
 
     async def open(self, max_length: int = 64, session: bytes = ID) -> None:
         self.send(Open(session, 0, N_BLOCKS, max_length))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from swarmd.errors import ModelMismatch
 from swarmd.node.sessions import SessionLimits
 from swarmd.wire.messages import ErrorMessage
 from tests.conftest import Runner
@@ -22,6 +23,16 @@ def test_what_comes_instead_of_a_hello(scan: str, stage: Stage, run_either: Runn
             await stranger.ended()
 
     run_either(work())
+
+
+def test_another_model_is_meant(stage: Stage, run_async: Runner) -> None:
+    async def work() -> None:
+        async with stage() as scene, scene.stranger() as stranger:
+            await stranger.hello(b"m" * 16)
+            await stranger.refused(ModelMismatch)
+            await stranger.ended()
+
+    run_async(work())
 
 
 def test_a_fatal_error_instead_of_a_hello(stage: Stage, run_async: Runner) -> None:

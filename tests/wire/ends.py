@@ -7,24 +7,31 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 
-from swarmd.errors import SwarmdError
+from swarmd.errors import RemoteError, SwarmdError
 from swarmd.identity import Identity
 from swarmd.peers import Address
+from swarmd.swarm_key import PUBLIC_KEYS, PUBLIC_SWARM_KEY, KeyRing
 from swarmd.tasks import TaskOwner
+from swarmd.wire.certificate import Certificate
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import DEFAULT_LIMITS, Limits
+from swarmd.wire.greeting import Door, challenge, check_hello
 from swarmd.wire.messages import PROTOCOL_VERSION, Hello, Welcome
 from swarmd.wire.protocol import Role
+from swarmd.wire.secure_link import SecureLink
 from swarmd.wire.transport import bind, listen
-from tests.wire.samples import MODEL, PEER
+from tests.wire.samples import CHALLENGE, MODEL, PEER, UNPROVEN
 
 
 class Greeter:
-    """Accepts, answers hello with welcome, and then says nothing more."""
+    """Accepts, challenges, answers hello with welcome, and then says nothing more."""
 
-    def __init__(self) -> None:
-        self.peer_id = Identity.generate().peer_id
+    def __init__(self, keys: KeyRing = PUBLIC_KEYS, *, held: socket.socket | None = None) -> None:
+        self._held = held
+        self.door = Door(Identity.generate(), keys)
+        self.peer_id = self.door.identity.peer_id
         self.connections: list[Connection] = []
+        self.refused: list[RemoteError] = []
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Greeter:
@@ -34,9 +41,10 @@ class Greeter:
             self.connections.append(connection)
             owner.spawn(self._greet(connection), name="greet", errors="log")
 
-        listener = await listen(bind(Address("127.0.0.1", 0)), accept)
-        self._stack.callback(listener.close)
-        self.address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
+        held = self._held or bind(Address("127.0.0.1", 0))
+        self.listener = await listen(held, accept, self.door)
+        self._stack.callback(self.listener.close)
+        self.address = Address("127.0.0.1", self.listener.sockets[0].getsockname()[1])
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -46,7 +54,14 @@ class Greeter:
 
     async def _greet(self, connection: Connection) -> None:
         with contextlib.suppress(SwarmdError):
-            await connection.receive()
+            asked = challenge(connection, self.door)
+            await connection.send(asked)
+            try:
+                check_hello(connection, self.door, asked, (await connection.receive())[0])
+            except RemoteError as error:
+                self.refused.append(error)
+                await connection.refuse(error)
+                return
             await connection.send(
                 Welcome(PROTOCOL_VERSION, "greeter", self.peer_id, MODEL, 0, 6, "float32", 1 << 20)
             )
@@ -65,20 +80,29 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 @contextlib.asynccontextmanager
 async def joined(
-    *, limits: Limits = DEFAULT_LIMITS, greeted: bool = False
+    *, limits: Limits = DEFAULT_LIMITS, greeted: bool = False, secure: bool = False
 ) -> AsyncIterator[tuple[Connection, Connection]]:
     """A dialler's and a listener's connection over one real TCP connection."""
     loop = asyncio.get_running_loop()
     one, two = tcp_pair()
+    near = far = None
+    if secure:
+        certificate = Certificate(Identity.generate())
+        near = SecureLink.dial(PUBLIC_SWARM_KEY, None, now=0.0)
+        far = SecureLink.accept(certificate, lambda knock: PUBLIC_SWARM_KEY)
     _, dialler = await loop.create_connection(
-        lambda: Connection(Role.DIALLER, limits=limits), sock=one
+        lambda: Connection(Role.DIALLER, limits=limits, link=near), sock=one
     )
     _, listener = await loop.create_connection(
-        lambda: Connection(Role.LISTENER, limits=limits), sock=two
+        lambda: Connection(Role.LISTENER, limits=limits, link=far), sock=two
     )
+    await dialler.wait_made()
+    await listener.wait_made()
     try:
         if greeted:
-            await dialler.send(Hello(PROTOCOL_VERSION, "test", b"", b""))
+            await listener.send(CHALLENGE)
+            await dialler.receive()
+            await dialler.send(Hello(PROTOCOL_VERSION, "test", b"", *UNPROVEN))
             await listener.receive()
             await listener.send(
                 Welcome(PROTOCOL_VERSION, "test", PEER, MODEL, 0, 6, "float32", 1 << 20)

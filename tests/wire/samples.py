@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from swarmd.identity import PEER_ID_BYTES
+from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 from swarmd.peers import MODEL_ID_BYTES
 from swarmd.wire.messages import (
     SESSION_ID_BYTES,
+    Challenge,
     Close,
     Closed,
     ErrorMessage,
@@ -20,6 +21,7 @@ from swarmd.wire.messages import (
     Successor,
     Welcome,
 )
+from swarmd.wire.proofs import CHALLENGE_BYTES, PROOF_BYTES, SIGNATURE_BYTES
 from swarmd.wire.tensors import TensorMeta
 
 SESSION = bytes(range(SESSION_ID_BYTES))
@@ -29,10 +31,15 @@ MODEL = b"m" * MODEL_ID_BYTES
 META = TensorMeta("float32", (1, 2, 4))
 PAYLOAD = bytes(META.n_bytes)
 
+CHALLENGE = Challenge(b"n" * CHALLENGE_BYTES, b"t" * PROOF_BYTES)
+UNPROVEN = (b"k" * PUBLIC_KEY_BYTES, b"t" * PROOF_BYTES, b"s" * SIGNATURE_BYTES)
+"""The last three fields of a hello that proves nothing."""
+
 SAMPLES: list[Message] = [
-    Hello(1, "swarmd/test", PEER, MODEL),
-    Hello(1, "", b"", b""),
-    Welcome(1, "swarmd/tést", PEER, MODEL, 0, 6, "float32", 128 << 20),
+    CHALLENGE,
+    Hello(2, "swarmd/test", MODEL, *UNPROVEN),
+    Hello(2, "", b"", *UNPROVEN),
+    Welcome(2, "swarmd/tést", PEER, MODEL, 0, 6, "float32", 128 << 20),
     Open(SESSION, 1, 5, 64),
     Open(SESSION, 0, 1, 1 << 24, Successor(PEER, "::1", 65535, 1, 2)),
     Opened(SESSION, 0xFFFFFFFF),

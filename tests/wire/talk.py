@@ -8,9 +8,9 @@ from collections.abc import Callable
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import encode_preamble
 from swarmd.wire.messages import Hello, Open, Opened, Ping, encode_header
-from tests.wire.samples import SESSION
+from tests.wire.samples import SESSION, UNPROVEN
 
-HELLO = Hello(1, "test", b"", b"")
+HELLO = Hello(2, "test", b"", *UNPROVEN)
 MIB = 1 << 20
 
 

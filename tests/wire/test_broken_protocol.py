@@ -15,7 +15,7 @@ from swarmd.wire.protocol import LocalMisuse, Role, State
 from swarmd.wire.tensors import TensorMeta
 from tests.conftest import Runner
 from tests.wire.ends import joined, joined_raw, tcp_pair
-from tests.wire.samples import SESSION
+from tests.wire.samples import SESSION, UNPROVEN
 from tests.wire.talk import HELLO, PING, framed, in_session
 
 BROKEN: list[tuple[bytes, type[BadRequest]]] = [
@@ -106,7 +106,7 @@ def test_our_own_mistake_is_no_fault_of_the_peer(run_either: Runner) -> None:
 def test_limits_of_one_side(run_either: Runner) -> None:
     async def work() -> None:
         async with joined_raw(Role.LISTENER, limits=Limits(header=40, payload=0)) as (end, raw):
-            raw.sendall(framed(Hello(1, "x" * 100, b"", b"")))
+            raw.sendall(framed(Hello(2, "x" * 100, b"", *UNPROVEN)))
             with pytest.raises(FrameTooLarge):
                 await end.receive()
 

@@ -20,9 +20,14 @@ from tests.wire.samples import SESSION
 from tests.wire.talk import HELLO, MIB, PING, framed, in_session, until
 
 
-def test_messages_and_payloads_both_ways(run_either: Runner) -> None:
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def secure(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_messages_and_payloads_both_ways(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await in_session(dialler, listener)
             for n_tokens in (1, 3, 500_000):
                 meta = TensorMeta("float32", (1, n_tokens, 1))
@@ -44,11 +49,11 @@ def test_messages_and_payloads_both_ways(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_a_slow_reader_pauses_a_fast_writer(run_either: Runner) -> None:
+def test_a_slow_reader_pauses_a_fast_writer(secure: bool, run_either: Runner) -> None:
     """Nobody takes the outputs: the writer stops, and neither side's memory grows without end."""
 
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await in_session(dialler, listener)
             sent = 0
 
@@ -81,9 +86,9 @@ def test_a_slow_reader_pauses_a_fast_writer(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_large_frames_wait_in_the_kernel_not_here(run_either: Runner) -> None:
+def test_large_frames_wait_in_the_kernel_not_here(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await in_session(dialler, listener)
             meta = TensorMeta("float32", (1, MIB // 4, 1))
             payload = bytes(MIB)
@@ -112,11 +117,14 @@ def test_large_frames_wait_in_the_kernel_not_here(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_the_bytes_that_wait_here_are_bounded(run_either: Runner) -> None:
+def test_the_bytes_that_wait_here_are_bounded(secure: bool, run_either: Runner) -> None:
     """Of the largest frames two are held, of small ones as many as the count allows."""
 
     async def work() -> None:
-        async with joined(greeted=True, limits=Limits(payload=MIB)) as (dialler, listener):
+        async with joined(greeted=True, secure=secure, limits=Limits(payload=MIB)) as (
+            dialler,
+            listener,
+        ):
             await in_session(dialler, listener)
             sizes = [MIB, MIB, MIB, 4, 4, MIB // 2, MIB // 2, MIB // 2, MIB, 4] * 3
 
@@ -165,9 +173,9 @@ def test_connection_lost_in_mid_payload(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_frames_before_the_end_are_delivered_then_the_end(run_either: Runner) -> None:
+def test_frames_before_the_end_are_delivered_then_the_end(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             for number in range(3):
                 await dialler.send(Ping(number))
             await dialler.close()
@@ -181,11 +189,13 @@ def test_frames_before_the_end_are_delivered_then_the_end(run_either: Runner) ->
     run_either(work())
 
 
-def test_a_reset_while_reading_is_paused_does_not_hide_what_arrived(run_either: Runner) -> None:
+def test_a_reset_while_reading_is_paused_does_not_hide_what_arrived(
+    secure: bool, run_either: Runner
+) -> None:
     """The transport is gone when the reader drains the frames: that is ConnectionLost, no more."""
 
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             for number in range(2 * MAX_FRAMES_WAITING):
                 await dialler.send(Ping(number))
             await until(lambda: listener._paused_reading)
@@ -201,9 +211,9 @@ def test_a_reset_while_reading_is_paused_does_not_hide_what_arrived(run_either: 
     run_either(work())
 
 
-def test_send_after_close(run_either: Runner) -> None:
+def test_send_after_close(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await dialler.close()
             await dialler.close()
             with pytest.raises(ConnectionLost):
@@ -219,9 +229,9 @@ def test_send_after_close(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_a_send_that_waits_learns_of_the_end(run_either: Runner) -> None:
+def test_a_send_that_waits_learns_of_the_end(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await in_session(dialler, listener)
             meta = TensorMeta("float32", (1, 16 * MIB // 4, 1))
             sending = asyncio.ensure_future(
@@ -236,9 +246,11 @@ def test_a_send_that_waits_learns_of_the_end(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_close_flushes_and_gives_up_on_a_peer_that_does_not_read(run_either: Runner) -> None:
+def test_close_flushes_and_gives_up_on_a_peer_that_does_not_read(
+    secure: bool, run_either: Runner
+) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await in_session(dialler, listener)
             meta = TensorMeta("float32", (1, 2 * MIB // 4, 1))
             sending = asyncio.ensure_future(
@@ -265,9 +277,9 @@ def test_close_flushes_and_gives_up_on_a_peer_that_does_not_read(run_either: Run
     run_either(work())
 
 
-def test_a_cancelled_receive_loses_nothing(run_either: Runner) -> None:
+def test_a_cancelled_receive_loses_nothing(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             for number in range(20):
                 waiting = asyncio.ensure_future(listener.receive())
                 await asyncio.sleep(0)
@@ -287,9 +299,9 @@ def test_a_cancelled_receive_loses_nothing(run_either: Runner) -> None:
     run_either(work())
 
 
-def test_a_cancelled_send_leaves_no_half_frame(run_either: Runner) -> None:
+def test_a_cancelled_send_leaves_no_half_frame(secure: bool, run_either: Runner) -> None:
     async def work() -> None:
-        async with joined(greeted=True) as (dialler, listener):
+        async with joined(greeted=True, secure=secure) as (dialler, listener):
             await in_session(dialler, listener)
             listener._transport.pause_reading()  # type: ignore[union-attr]
             meta = TensorMeta("float32", (1, 16 * MIB // 4, 1))

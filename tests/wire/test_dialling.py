@@ -11,6 +11,8 @@ import pytest
 from swarmd.errors import (
     BadOutput,
     Busy,
+    ConnectionLost,
+    NotAllowed,
     PeerMismatch,
     PeerTimeout,
     PortInUse,
@@ -20,13 +22,15 @@ from swarmd.errors import (
 )
 from swarmd.identity import Identity
 from swarmd.peers import Address
+from swarmd.swarm_key import PUBLIC_SWARM_KEY
 from swarmd.wire.connection import Connection
-from swarmd.wire.messages import MESSAGES, ErrorMessage, Output, Step, Welcome
-from swarmd.wire.transport import Greeting, bind, dial, listen
+from swarmd.wire.messages import MESSAGES, Challenge, ErrorMessage, Output, Step, Welcome
+from swarmd.wire.proofs import PLAINTEXT_BINDING, listener_proof
+from swarmd.wire.transport import Door, Greeting, bind, dial, listen
 from tests.conftest import Runner
 from tests.wire.ends import Greeter
-from tests.wire.samples import MODEL, PAYLOAD, SAMPLES, of_type
-from tests.wire.talk import HELLO, framed, until
+from tests.wire.samples import CHALLENGE, MODEL, PAYLOAD, PEER, SAMPLES, of_type
+from tests.wire.talk import framed
 
 
 async def answering(data: bytes, expected: type[SwarmdError]) -> None:
@@ -35,22 +39,30 @@ async def answering(data: bytes, expected: type[SwarmdError]) -> None:
     async with server:
         address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
         with pytest.raises(expected) as caught:
-            await dial(address, Greeting(), timeout=5.0)
+            await dial(address, Greeting(plaintext=True), timeout=5.0)
         assert type(caught.value) is expected
 
+
+_NONCE = bytes(32)
+GOOD_CHALLENGE = framed(
+    Challenge(_NONCE, listener_proof(PUBLIC_SWARM_KEY, PLAINTEXT_BINDING, _NONCE))
+)
 
 HOSTILE_GREETINGS = [
     (b"HTTP/1.1 400 Bad Request\r\n\r\n", BadOutput),
     (bytes(64), BadOutput),
     (b"\xff" * 64, BadOutput),
     *((framed(message), BadOutput) for message in SAMPLES
-      if not isinstance(message, Welcome | ErrorMessage)),
+      if not isinstance(message, Challenge | ErrorMessage)),
+    (framed(CHALLENGE), PeerMismatch),  # its proof of the swarm key is none
     (framed(of_type(Step), PAYLOAD), BadOutput),
     (framed(of_type(Output), PAYLOAD), BadOutput),
     (framed(ErrorMessage("busy", "full", 5000, None, False)), BadOutput),
     (framed(ErrorMessage("busy", "full", 5000, None, True)), Busy),
-    (framed(Welcome(2, "x", b"p" * 20, MODEL, 0, 6, "float32", 1)), VersionMismatch),
-    (framed(Welcome(1, "x", b"p" * 20, MODEL, 6, 6, "float32", 1)), BadOutput),
+    (GOOD_CHALLENGE + framed(Welcome(3, "x", PEER, MODEL, 0, 6, "float32", 1)), VersionMismatch),
+    (GOOD_CHALLENGE + framed(Welcome(2, "x", PEER, MODEL, 6, 6, "float32", 1)), BadOutput),
+    (GOOD_CHALLENGE + framed(CHALLENGE), BadOutput),
+    (GOOD_CHALLENGE + framed(ErrorMessage("not_allowed", "no", None, None, True)), NotAllowed),
 ]  # fmt: skip
 
 
@@ -71,12 +83,13 @@ def test_dialling_the_wrong_peer_the_dead_and_the_silent(run_either: Runner) -> 
             greeted = await dial(greeter.address, Greeting(), expected=greeter.peer_id)
             assert greeted.peer_id == greeter.peer_id
             await greeted.connection.close()
-            with pytest.raises(PeerMismatch):
+            with pytest.raises(ConnectionLost, match="another peer than was meant"):
                 await dial(greeter.address, Greeting(), expected=Identity.generate().peer_id)
         with pytest.raises(Unreachable):
             await dial(greeter.address, Greeting())
         silent: list[Connection] = []
-        listener = await listen(bind(Address("127.0.0.1", 0)), silent.append)
+        door = Door(Identity.generate())
+        listener = await listen(bind(Address("127.0.0.1", 0)), silent.append, door)
         try:
             address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
             with pytest.raises(PeerTimeout):
@@ -101,16 +114,14 @@ def test_a_port_is_held_before_it_is_served() -> None:
 def test_who_dials_early_is_served_later(run_either: Runner) -> None:
     async def work() -> None:
         held = bind(Address("127.0.0.1", 0))
-        early = socket.create_connection(held.getsockname())
-        found: list[Connection] = []
-        with early:
-            listener = await listen(held, found.append)
-            await until(lambda: len(found) == 1)
-            early.sendall(framed(HELLO))
-            assert (await found[0].receive())[0] == HELLO
-            listener.close()
-            found[0].abort()
-            await found[0].close()
+        address = Address("127.0.0.1", held.getsockname()[1])
+        greeting = asyncio.ensure_future(dial(address, Greeting(), timeout=60))
+        await asyncio.sleep(0.05)  # it waits in the kernel
+        assert not greeting.done()
+        async with Greeter(held=held) as greeter:
+            greeted = await greeting
+            assert greeted.peer_id == greeter.peer_id
+            greeted.connection.abort()
 
     run_either(work())
 
@@ -134,6 +145,6 @@ def test_a_port_that_another_program_took_meanwhile(run_either: Runner) -> None:
                 late.bind(other.getsockname())
                 other.listen()
                 with pytest.raises(PortInUse, match="taken"):
-                    await listen(late, lambda connection: None)
+                    await listen(late, lambda connection: None, Door(Identity.generate()))
 
     run_either(work())

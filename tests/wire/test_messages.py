@@ -36,7 +36,7 @@ NAMES = [f"{kind.TYPE}.{name}" for kind, name in FIELDS]
 WRONG_FOR: dict[type, list[Any]] = {
     int: [None, True, -1, 1 << 33, 1.0, "1", b"1", [], {}],
     str: [None, 1, b"text", "x" * (MAX_TEXT + 1), ["x"]],
-    bytes: [None, 1, "text", b"short", b"x" * 64, []],
+    bytes: [None, 1, "text", b"short", b"x" * 63, []],
     bool: [None, 0, 1, "true"],
     list: [None, 1, "x", [], ["float32"], {}, ["float32", [1], "raw", 1]],
 }

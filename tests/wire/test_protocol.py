@@ -12,6 +12,7 @@ from swarmd.wire.frames import Frame, Limits
 from swarmd.wire.messages import (
     MESSAGES,
     WITH_PAYLOAD,
+    Challenge,
     Close,
     Closed,
     ErrorMessage,
@@ -34,18 +35,28 @@ from swarmd.wire.protocol import (
     State,
 )
 from swarmd.wire.tensors import TensorMeta
-from tests.wire.samples import META, MODEL, OTHER_SESSION, PAYLOAD, PEER, SESSION
+from tests.wire.samples import (
+    CHALLENGE,
+    META,
+    MODEL,
+    OTHER_SESSION,
+    PAYLOAD,
+    PEER,
+    SESSION,
+    UNPROVEN,
+)
 
 D, L = Role.DIALLER, Role.LISTENER
 STATES = [state for state in State if state is not State.ENDED]
 
-HELLO = Hello(1, "test", b"", MODEL)
-WELCOME = Welcome(1, "test", PEER, MODEL, 0, 6, "float32", 1 << 20)
+HELLO = Hello(2, "test", MODEL, *UNPROVEN)
+WELCOME = Welcome(2, "test", PEER, MODEL, 0, 6, "float32", 1 << 20)
 OPEN, OPENED = Open(SESSION, 0, 6, 64), Opened(SESSION, 10)
 FATAL = ErrorMessage("bad_request", "no", fatal=True)
 
 PATHS: dict[State, list[tuple[Role, Message]]] = {State.NEW: []}
-PATHS[State.GREETING] = [(D, HELLO)]
+PATHS[State.CHALLENGED] = [(L, CHALLENGE)]
+PATHS[State.GREETING] = [*PATHS[State.CHALLENGED], (D, HELLO)]
 PATHS[State.IDLE] = [*PATHS[State.GREETING], (L, WELCOME)]
 PATHS[State.OPENING] = [*PATHS[State.IDLE], (D, OPEN)]
 PATHS[State.SESSION] = [*PATHS[State.OPENING], (L, OPENED)]
@@ -97,7 +108,8 @@ def hear(core: Protocol, message: Message) -> Message:
 def fitting(kind: type) -> Message:
     """A message that is right in every way but perhaps its moment."""
     fixed: dict[type, Message] = {
-        Hello: HELLO, Welcome: WELCOME, Open: OPEN, Opened: OPENED, Step: step(0),
+        Challenge: CHALLENGE, Hello: HELLO, Welcome: WELCOME, Open: OPEN, Opened: OPENED,
+        Step: step(0),
         Output: output(0), Close: Close(SESSION), Closed: Closed(SESSION),
         ErrorMessage: ErrorMessage("busy", "full"),
     }  # fmt: skip
@@ -239,7 +251,7 @@ def test_blocks_that_are_no_span(start: int, end: int) -> None:
     with pytest.raises(BadRequest, match="no span"):
         hear(
             Joined(State.GREETING).ends[D],
-            Welcome(1, "test", PEER, MODEL, start, end, "float32", 1 << 20),
+            Welcome(2, "test", PEER, MODEL, start, end, "float32", 1 << 20),
         )
 
 
