@@ -1,0 +1,1 @@
+"""Passing streams on to nodes that cannot be dialled: what a relay grants, and what it does."""
