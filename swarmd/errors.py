@@ -23,6 +23,7 @@
     │   ├── SessionTooLong          more positions than the peer's whole attention cache has
     │   ├── Busy                    no room now; come back after `retry_after` seconds
     │   ├── Draining                the peer is about to leave
+    │   ├── NotRelaying             the peer passes no links on to others
     │   ├── NotAllowed              the peer serves only those on its list
     │   ├── DeadlineExceeded        the step was not done before its deadline
     │   └── InternalError           the peer has a bug, or its hardware failed
@@ -73,6 +74,7 @@ __all__ = [
     "NoRoute",
     "NotAllowed",
     "NotFinite",
+    "NotRelaying",
     "OutputWithdrawn",
     "PeerFailure",
     "PeerMismatch",
@@ -235,6 +237,13 @@ class NotAllowed(RemoteError):
     """The peer serves an allow-list of dialler PeerIds, and ours is not on it; others may serve."""
 
     code = "not_allowed"
+    retryable = True
+
+
+class NotRelaying(RemoteError):
+    """The peer passes no links on: it was told not to, or cannot be dialled itself."""
+
+    code = "not_relaying"
     retryable = True
 
 

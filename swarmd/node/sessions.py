@@ -23,12 +23,14 @@ from swarmd.errors import (
     Draining,
     InternalError,
     ModelMismatch,
+    NotRelaying,
     PositionOutOfRange,
     RemoteError,
     SessionTooLong,
 )
 from swarmd.node.step_queue import StepQueue
 from swarmd.peers import ModelId
+from swarmd.relay.desk import RelayDesk
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import Limits
@@ -43,6 +45,7 @@ from swarmd.wire.messages import (
     Output,
     Ping,
     Pong,
+    Reserve,
     Step,
     Welcome,
 )
@@ -110,11 +113,14 @@ class SessionServer:
         model: ServedModel,
         engine: Engine,
         limits: SessionLimits | None = None,
+        *,
+        desk: RelayDesk | None = None,
     ) -> None:
         self.door = door
         self.model = model
         self.engine = engine
         self.limits = limits or SessionLimits()
+        self.desk = desk
         self.statistics = Statistics()
         self.draining = False
         self._open_connections = 0
@@ -193,8 +199,19 @@ class SessionServer:
                     await self._refuse(connection, error)
                     continue
                 await self._serve_session(connection, message, live)
+            elif isinstance(message, Reserve):
+                await self._relay(connection)
             else:  # a step or close in IDLE is refused by the protocol already
                 raise BadRequest(f"{message.TYPE} is not expected here")
+
+    async def _relay(self, connection: Connection) -> None:
+        """Hold the reservation of a node as long as its connection lives, or refuse it."""
+        try:
+            if self.desk is None or self.draining:
+                raise NotRelaying("this node passes no links on")
+            await self.desk.hold(connection)
+        except (Busy, NotRelaying) as error:
+            await self._refuse(connection, error)
 
     def _open(self, message: Open) -> _Live:
         if self.draining:

@@ -25,9 +25,7 @@ from swarmd.errors import Busy
 from swarmd.identity import PeerId
 from swarmd.relay.bucket import Bucket
 
-__all__ = ["TICKET_BYTES", "Call", "Ledger", "RelayLimits"]
-
-TICKET_BYTES = 16
+__all__ = ["Call", "Ledger", "RelayLimits"]
 
 
 @dataclass(frozen=True, slots=True)

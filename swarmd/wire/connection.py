@@ -16,7 +16,7 @@ from swarmd.peers import Address
 from swarmd.wire.frames import DEFAULT_LIMITS, Frame, FrameDecoder, Limits, encode_preamble
 from swarmd.wire.messages import ErrorMessage, Message
 from swarmd.wire.protocol import Protocol, Role, State
-from swarmd.wire.secure_link import LinkBroken, SecureLink
+from swarmd.wire.secure_link import Detour, LinkBroken, SecureLink
 from swarmd.wire.tensors import Buffer
 
 __all__ = ["Connection", "Received"]
@@ -35,7 +35,9 @@ HANDSHAKE_SECONDS = 5.0
 
 class Connection(asyncio.BufferedProtocol):
     """One end of a connection. With a `link` what travels is encrypted; without one, which exists
-    on loopback only, it is not. `on_made` is called when messages may travel, `on_lost` at the end.
+    on loopback only, it is not. `on_made` is called when messages may travel, `on_lost` at the end,
+    `on_detour` when the peer's knock was for a node that is relayed here: the transport is then the
+    callee's. `preface` is sent before all else.
 
     `send` hands the whole frame to the transport before it can be cancelled, so a cancel never
     leaves half a frame; it then waits while the transport's buffer is full. `receive` returns
@@ -50,6 +52,8 @@ class Connection(asyncio.BufferedProtocol):
         link: SecureLink | None = None,
         on_made: Callable[[Connection], None] | None = None,
         on_lost: Callable[[Connection], None] | None = None,
+        on_detour: Callable[[asyncio.Transport, Detour], None] | None = None,
+        preface: bytes = b"",
     ) -> None:
         self.protocol = Protocol(role, limits)
         self.address = Address("?", 0)
@@ -61,6 +65,8 @@ class Connection(asyncio.BufferedProtocol):
         self._decoder = FrameDecoder(limits if role is Role.DIALLER else stranger)
         self._on_made = on_made
         self._on_lost = on_lost
+        self._on_detour = on_detour
+        self._preface = preface
         self._timer: asyncio.TimerHandle | None = None
         self._made = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
@@ -159,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.state is State.ENDED:  # the peer said goodbye first
             await self.close()
             return False
-        fatal = step is None and self.state is not State.OPENING
+        fatal = step is None and self.state not in (State.OPENING, State.RESERVING)
         with contextlib.suppress(ConnectionLost):
             await self.send(ErrorMessage.of(error, step=step, fatal=fatal))
         if fatal:
@@ -192,6 +198,8 @@ class Connection(asyncio.BufferedProtocol):
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._preface:
+            self._transport.write(self._preface)
         if self.link is None:
             self._now_made()
             return
@@ -216,6 +224,9 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
         except LinkBroken as error:
             self._link_broke(error)
+        except Detour as detour:
+            self._take(detour)
+            return
         while (frame := self._decoder.next_frame()) is not None:
             self._frames.append(frame)
             self._waiting_bytes += len(frame.payload)
@@ -260,6 +271,15 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
         else:
             self._transport.abort()
+
+    def _take(self, detour: Detour) -> None:
+        """Give the transport to whoever passes it on; this object is done."""
+        assert self._transport is not None
+        assert self._on_detour is not None
+        transport, self._transport = self._transport, None
+        self.connection_lost(None)
+        transport.pause_reading()
+        self._on_detour(transport, detour)
 
     def _now_made(self) -> None:
         if self._timer is not None:

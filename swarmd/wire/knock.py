@@ -12,6 +12,10 @@ recognise a knock closes without a byte. Whoever cannot make one learns only tha
 A knock does not prove who speaks after it: somebody on the path may hold one back and use it. The
 proofs of :mod:`swarmd.wire.proofs`, within TLS, are bound to the link and close that gap.
 
+A relay passes on links to nodes that cannot be dialled. It recognises a knock that is meant for one
+of them, and the knock of a node that comes for a client that waits: the ticket in the place of the
+nonce, under another label (:class:`Porter`).
+
 Pure: time and nonces are handed in.
 """
 
@@ -20,11 +24,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from collections.abc import Iterable
 
 from swarmd.identity import PEER_ID_BYTES, PeerId
 from swarmd.swarm_key import KeyRing, SwarmKey
 
-__all__ = ["CLOCK_TOLERANCE", "KNOCK_BYTES", "NONCE_BYTES", "Doorkeeper", "make_knock"]
+__all__ = [
+    "CLOCK_TOLERANCE",
+    "KNOCK_BYTES",
+    "NONCE_BYTES",
+    "Doorkeeper",
+    "Porter",
+    "make_knock",
+    "make_ticket_knock",
+]
 
 NONCE_BYTES = 16
 KNOCK_BYTES = NONCE_BYTES + 8 + 32
@@ -36,6 +49,7 @@ so that an insider's flood locks nobody out."""
 
 _SECONDS = struct.Struct(">Q")
 _LABEL = b"swarmd-knock-1\0"
+_TICKET_LABEL = b"swarmd-ticket-1\0"
 _ANYBODY = bytes(PEER_ID_BYTES)
 
 
@@ -79,5 +93,48 @@ class Doorkeeper:
         return True
 
 
-def _tag(derived: bytes, said: bytes, expected: bytes) -> bytes:
-    return hashlib.blake2b(_LABEL + said + expected, key=derived, digest_size=32).digest()
+def make_ticket_knock(key: SwarmKey, ticket: bytes, *, now: float) -> bytes:
+    """The 56 bytes by which a relayed node comes for a client; `ticket`: the 16 of its call."""
+    said = ticket + _SECONDS.pack(int(now))
+    return said + _tag(key.derive(b"stream"), said, _ANYBODY, _TICKET_LABEL)
+
+
+class Porter:
+    """Recognises knocks that are not for this node itself. What they lead to is encrypted end to
+    end, and the node that is meant checks a client's knock again."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = [key.derive(b"stream") for key in keys.accepted]
+
+    def meant(self, knock: bytes, relayed: Iterable[PeerId], now: float) -> PeerId | None:
+        """Which of the `relayed` nodes a knock is for; None if it is for none of them."""
+        said, tag = knock[:-32], knock[-32:]
+        if not _in_time(said, now):
+            return None
+        return next(
+            (
+                peer_id
+                for peer_id in relayed
+                for derived in self._keys
+                if hmac.compare_digest(tag, _tag(derived, said, peer_id))
+            ),
+            None,
+        )
+
+    def ticket(self, knock: bytes, now: float) -> bytes | None:
+        """The ticket of a node that comes for a client; None if the knock is no such one."""
+        said, tag = knock[:-32], knock[-32:]
+        known = any(
+            hmac.compare_digest(tag, _tag(derived, said, _ANYBODY, _TICKET_LABEL))
+            for derived in self._keys
+        )
+        return said[:NONCE_BYTES] if known and _in_time(said, now) else None
+
+
+def _in_time(said: bytes, now: float) -> bool:
+    (seconds,) = _SECONDS.unpack_from(said, NONCE_BYTES)
+    return abs(now - int(seconds)) <= CLOCK_TOLERANCE
+
+
+def _tag(derived: bytes, said: bytes, expected: bytes, label: bytes = _LABEL) -> bytes:
+    return hashlib.blake2b(label + said + expected, key=derived, digest_size=32).digest()

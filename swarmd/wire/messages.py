@@ -26,17 +26,21 @@ __all__ = [
     "MESSAGES",
     "PROTOCOL_VERSION",
     "SESSION_ID_BYTES",
+    "TICKET_BYTES",
     "Challenge",
     "Close",
     "Closed",
     "ErrorMessage",
     "Hello",
+    "Incoming",
     "Message",
     "Open",
     "Opened",
     "Output",
     "Ping",
     "Pong",
+    "Reserve",
+    "Reserved",
     "Step",
     "Successor",
     "Welcome",
@@ -46,6 +50,7 @@ __all__ = [
 
 PROTOCOL_VERSION = 2
 SESSION_ID_BYTES = 16
+TICKET_BYTES = 16
 MAX_TEXT = 1024
 MAX_ERROR_TEXT = 500
 """Characters kept of a peer's sentence, which ends in logs and on terminals."""
@@ -263,6 +268,36 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """Dialler to listener: pass links on to me, as long as this connection lives."""
+
+    TYPE: ClassVar[str] = "reserve"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Granted: so many streams at a time, and so many bytes a second in all."""
+
+    TYPE: ClassVar[str] = "reserved"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "streams": _integer(1, 0xFFFF),
+        "bytes_per_second": _integer(1, _U32),
+    }
+    streams: int
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """Listener to dialler: a client waits for you; dial me and knock with this ticket."""
+
+    TYPE: ClassVar[str] = "incoming"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"ticket": _bytes(TICKET_BYTES)}
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Asks for a `pong` at once, whatever the engine does: measures the link."""
 
@@ -326,6 +361,9 @@ Message: TypeAlias = (
     | Output
     | Close
     | Closed
+    | Reserve
+    | Reserved
+    | Incoming
     | Ping
     | Pong
     | ErrorMessage
@@ -334,8 +372,8 @@ Message: TypeAlias = (
 MESSAGES: dict[str, type[Any]] = {
     cls.TYPE: cls
     for cls in (
-        Challenge, Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Ping, Pong,
-        ErrorMessage,
+        Challenge, Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Reserve, Reserved,
+        Incoming, Ping, Pong, ErrorMessage,
     )
 }  # fmt: skip
 

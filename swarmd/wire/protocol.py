@@ -11,6 +11,8 @@ then carries one session at a time, in the manner of HTTP/1.1::
      |                         close    step/output*
      +---------closed---- CLOSING <-----+
 
+    IDLE --reserve--> RESERVING --reserved--> RESERVED --incoming*
+
 `ping` and `pong` may be said whenever the connection is greeted. A fatal `error` ends it from any
 state. Several steps may be under way at once; they are answered in order. Sessions belong to
 their connection: a session's id means nothing on another one, so it cannot be hijacked by guessing.
@@ -30,12 +32,15 @@ from swarmd.wire.messages import (
     Closed,
     ErrorMessage,
     Hello,
+    Incoming,
     Message,
     Open,
     Opened,
     Output,
     Ping,
     Pong,
+    Reserve,
+    Reserved,
     Step,
     Welcome,
     decode_header,
@@ -69,6 +74,8 @@ class State(enum.Enum):
     OPENING = "opening"
     SESSION = "session"
     CLOSING = "closing"
+    RESERVING = "reserving"
+    RESERVED = "reserved"
     ENDED = "ended"
 
 
@@ -91,9 +98,20 @@ TRANSITIONS: dict[Key, State] = {
     (State.CLOSING, _L, ErrorMessage): State.CLOSING,
     (State.CLOSING, _L, Closed): State.IDLE,
     (State.IDLE, _L, ErrorMessage): State.IDLE,
+    (State.IDLE, _D, Reserve): State.RESERVING,
+    (State.RESERVING, _L, Reserved): State.RESERVED,
+    (State.RESERVING, _L, ErrorMessage): State.IDLE,
+    (State.RESERVED, _L, Incoming): State.RESERVED,
 } | {
     (state, sender, message): state
-    for state in (State.IDLE, State.OPENING, State.SESSION, State.CLOSING)
+    for state in (
+        State.IDLE,
+        State.OPENING,
+        State.SESSION,
+        State.CLOSING,
+        State.RESERVING,
+        State.RESERVED,
+    )
     for sender, message in ((_D, Ping), (_L, Pong))
 }
 """(state, sender, message type) to the next state. What is not here is against the protocol,

@@ -27,7 +27,7 @@ from swarmd.wire.knock import KNOCK_BYTES, NONCE_BYTES, make_knock
 from swarmd.wire.proofs import binding_of
 from swarmd.wire.tensors import Buffer
 
-__all__ = ["LinkBroken", "LinkState", "SecureLink"]
+__all__ = ["Detour", "LinkBroken", "LinkState", "SecureLink"]
 
 READ_BYTES = 1 << 16
 """Read from the network at a time: four TLS records."""
@@ -41,6 +41,16 @@ MAX_HANDSHAKE_BYTES = 64 << 10
 
 class LinkBroken(Exception):
     """The peer did not knock, does not speak TLS 1.3, or its bytes were changed on the way."""
+
+
+class Detour(Exception):
+    """The knock is for somebody whom this node relays: `to` says for whom, `first` is all that
+    came so far. The link has no further part in it."""
+
+    def __init__(self, to: object, first: bytes) -> None:
+        super().__init__("a knock for somebody else")
+        self.to = to
+        self.first = first
 
 
 class LinkState(enum.Enum):
@@ -69,6 +79,7 @@ class SecureLink:
         self._tls: ssl.SSLObject
         self._certificate: Certificate | None = None
         self._recognise: Callable[[bytes], SwarmKey | None]
+        self._relays: Callable[[bytes], object | None] | None = None
         self._handshake_bytes = 0
 
     @classmethod
@@ -85,10 +96,15 @@ class SecureLink:
 
     @classmethod
     def accept(
-        cls, certificate: Certificate, recognise: Callable[[bytes], SwarmKey | None]
+        cls,
+        certificate: Certificate,
+        recognise: Callable[[bytes], SwarmKey | None],
+        relays: Callable[[bytes], object | None] | None = None,
     ) -> SecureLink:
-        """A listener's end. `recognise` says by which key a knock was made, or None."""
+        """A listener's end. `recognise` says by which key a knock was made, or None. Then `relays`
+        may say for whom it was made instead: `received` raises Detour."""
         link = cls()
+        link._relays = relays
         link._certificate = certificate
         link._recognise = recognise
         return link
@@ -111,7 +127,7 @@ class SecureLink:
             data = data[taken:]
             if len(self._knock) < KNOCK_BYTES:
                 return
-            self._answer_knock()
+            self._answer_knock(data)
         self._incoming.write(data)
         if self.state is LinkState.SHAKING:
             self._handshake_bytes += n_bytes
@@ -154,10 +170,13 @@ class SecureLink:
         except ssl.SSLError as error:
             raise LinkBroken(f"TLS: {error.reason}") from error
 
-    def _answer_knock(self) -> None:
+    def _answer_knock(self, rest: Buffer) -> None:
         assert self._certificate is not None
         self.key = self._recognise(self._knock)
         if self.key is None:
+            to = None if self._relays is None else self._relays(self._knock)
+            if to is not None:
+                raise Detour(to, self._knock + bytes(rest))
             raise LinkBroken("an unknown knock")
         self.state = LinkState.SHAKING
         self._tls = self._certificate.context.wrap_bio(

@@ -14,18 +14,19 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from swarmd.clock import Clock, SystemClock
 from swarmd.errors import BadOutput, BadRequest, PeerTimeout, PortInUse, Unreachable, UsageError
 from swarmd.identity import PeerId
 from swarmd.peers import Address
 from swarmd.wire.certificate import Certificate
-from swarmd.wire.connection import Connection
+from swarmd.wire.connection import HANDSHAKE_SECONDS, Connection
 from swarmd.wire.frames import DEFAULT_LIMITS, Limits
 from swarmd.wire.greeting import AGENT, Door, Greeted, Greeting, greet
-from swarmd.wire.knock import Doorkeeper
+from swarmd.wire.knock import Doorkeeper, make_ticket_knock
 from swarmd.wire.protocol import Role
-from swarmd.wire.secure_link import SecureLink
+from swarmd.wire.secure_link import Detour, SecureLink
 
 __all__ = [
     "AGENT",
@@ -33,6 +34,7 @@ __all__ = [
     "Greeted",
     "Greeting",
     "Listener",
+    "Relays",
     "bind",
     "dial",
     "greet",
@@ -117,12 +119,38 @@ def bind(address: Address) -> socket.socket:
     return sock
 
 
+class Relays(Protocol):
+    """What takes the links that are for nodes relayed here (:mod:`swarmd.relay.desk`)."""
+
+    def recognise(self, knock: bytes) -> object | None:
+        """For whom a knock is, that was not for this node; None closes the door."""
+
+    def take(self, transport: asyncio.Transport, detour: Detour) -> None:
+        """Pass on a link whose knock was recognised; the transport does not read meanwhile."""
+
+
 class Listener:
     """Accepts connections until it is closed; links that are still being made end with it."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._handshakes: dict[Connection, None] = {}
+        self._make_for: Callable[[bytes], Connection] | None = None
+
+    async def come_for(self, relay: Address, ticket: bytes) -> None:
+        """Dial a relay where a client waits, and accept the client as if it had dialled here.
+
+        Raises Unreachable. Must not be called on a plaintext listener.
+        """
+        make = self._make_for
+        assert make is not None
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: make(ticket), relay.host, relay.port
+                )
+        except OSError as error:  # a TimeoutError is one
+            raise Unreachable(f"{relay}: cannot connect: {error or 'no answer'}") from error
 
     @property
     def sockets(self) -> Sequence[socket.socket]:
@@ -170,11 +198,13 @@ async def listen(
     door: Door,
     *,
     limits: Limits = DEFAULT_LIMITS,
+    relays: Relays | None = None,
     plaintext: bool = False,
     clock: Clock | None = None,
 ) -> Listener:
     """Accept on a socket of :func:`bind`; every connection is handed over once its link is made,
-    and is then to be greeted with `door`. Who does not know a key of `door` gets no byte.
+    and is then to be greeted with `door`. Who does not know a key of `door` gets no byte. Knocks
+    that are for others go to `relays`.
 
     Raises PortInUse for a socket that was only bound, when another program listens there, and
     UsageError for `plaintext` on an address that is not loopback.
@@ -196,17 +226,27 @@ async def listen(
         listener._leave(connection)
         on_connection(connection)
 
-    def make() -> Connection:
+    def make(preface: bytes = b"") -> Connection:
         connection = Connection(
             Role.LISTENER,
             limits=limits,
-            link=SecureLink.accept(certificate, lambda knock: doorkeeper.recognise(knock, wall())),
+            link=SecureLink.accept(
+                certificate,
+                lambda knock: doorkeeper.recognise(knock, wall()),
+                None if relays is None else relays.recognise,
+            ),
             on_made=made,
             on_lost=listener._leave,
+            on_detour=None if relays is None else relays.take,
+            preface=preface,
         )
         listener._enter(connection)
         return connection
 
+    def make_for(ticket: bytes) -> Connection:
+        return make(make_ticket_knock(door.keys.current, ticket, now=wall()))
+
+    listener._make_for = make_for
     await listener._start(sock, make)
     return listener
 
