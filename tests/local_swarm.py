@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from swarmd.blocks import Span
 from swarmd.client.chain_session import ChainSession, SessionConfig
@@ -16,7 +17,10 @@ from swarmd.compute.model_folder import ModelFolder
 from swarmd.identity import Identity
 from swarmd.node.sessions import ServedModel, SessionLimits, SessionServer
 from swarmd.peers import Address, PeerInfo, PeerState
+from swarmd.relay.desk import RelayDesk
+from swarmd.relay.relayed import Relayed
 from swarmd.routing.chain import Chain, Hop
+from swarmd.swarm_key import PUBLIC_KEYS
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.ping import ping
@@ -38,6 +42,7 @@ class LocalPeer:
         self.folder = folder
         self.identity = Identity.generate()
         self.engine = Engine(blocks, kv_tokens=kv_tokens)
+        self.desk = RelayDesk(PUBLIC_KEYS)
         self.server = SessionServer(
             Door(self.identity),
             ServedModel(
@@ -50,15 +55,18 @@ class LocalPeer:
             ),
             self.engine,
             limits,
+            desk=self.desk,
         )
         self.connections: set[Connection] = set()
         self.alive = True
         self.decode_us = 1000
+        self.hiding: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> LocalPeer:
         await self._stack.enter_async_context(self.engine)
-        owner = await self._stack.enter_async_context(TaskOwner("peer"))
+        self._stack.callback(self.desk.close)
+        self.owner = owner = await self._stack.enter_async_context(TaskOwner("peer"))
 
         def accept(connection: Connection) -> None:
             if not self.alive:
@@ -71,7 +79,12 @@ class LocalPeer:
             sock = bind(Address("127.0.0.1", 0))
             limits = self.server.frame_limits()
             listener = await listen(
-                sock, accept, self.server.door, limits=limits, plaintext=plaintext
+                sock,
+                accept,
+                self.server.door,
+                limits=limits,
+                plaintext=plaintext,
+                relays=self.desk,
             )
             self._stack.callback(listener.close)
             return listener
@@ -86,8 +99,29 @@ class LocalPeer:
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
+    def hide(self, relays: Callable[[], Sequence[PeerInfo]]) -> Relayed:
+        """Be reachable through a relay only; `address` is then the relay's."""
+        nowhere = Address("127.0.0.1", 9)  # discard: nothing listens there
+        self.address = nowhere
+
+        async def candidates() -> Sequence[PeerInfo]:
+            return relays()
+
+        async def changed(relay: PeerInfo | None) -> None:
+            self.address = nowhere if relay is None else relay.address
+
+        greeting = Greeting(identity=self.identity)
+        relayed = Relayed(
+            greeting, self.listener, candidates, changed, rng=random.Random(3), first_pause=0.05
+        )
+        self.hiding = self.owner.spawn(relayed.run(), name="relayed")
+        return relayed
+
     def kill(self) -> None:
         self.alive = False
+        self.desk.close()
+        if self.hiding is not None:
+            self.hiding.cancel()
         self.listener.close()
         self.plain_listener.close()
         for connection in self.connections:
