@@ -61,14 +61,23 @@ class Swarm:
         self.wait_ready(node)
         return node
 
-    def launch(self, blocks: str) -> Node:
-        """Start one daemon."""
+    def launch(self, blocks: str, *options: str) -> Node:
+        """Start one daemon, with some options of its own."""
         port = free_port()
         log = self.folder / f"{port}.log"
         began = time.monotonic()
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [*SWARMD, "serve", "--blocks", blocks, "--port", str(port), *self._options],
+                [
+                    *SWARMD,
+                    "serve",
+                    "--blocks",
+                    blocks,
+                    "--port",
+                    str(port),
+                    *self._options,
+                    *options,
+                ],
                 env=self.environment,
                 stdout=file,
                 stderr=file,

@@ -51,6 +51,10 @@ class DaemonConfig:
     """Of the swarm: who holds none of them gets no byte over TCP."""
     allow: frozenset[PeerId] | None = None
     """Diallers that are served; None serves everybody in the swarm."""
+    relaying: bool = True
+    """Pass links on to nodes that cannot be dialled, within the limits of `RelayLimits`."""
+    relayed: bool = False
+    """This node cannot be dialled: be reached through another one that relays."""
 
 
 def check_host(host: str, advertise: str | None) -> str:

@@ -75,6 +75,14 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
 @click.option("--device", default=_defaults.device, show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. [default: all cores]")
 @allow_option
+@click.option(
+    "--relayed",
+    is_flag=True,
+    help="This machine cannot be dialled: be reached through another node of the swarm.",
+)
+@click.option(
+    "--no-relaying", is_flag=True, help="Pass no links on to nodes that cannot be dialled."
+)
 @state_option
 @log_options
 def command(
@@ -90,6 +98,8 @@ def command(
     device: str,
     threads: int | None,
     allow: frozenset[PeerId] | None,
+    relayed: bool,
+    no_relaying: bool,
     state_dir: Path | None,
     verbose: bool,
     log_format: str,
@@ -115,6 +125,8 @@ def command(
         device=device,
         threads=threads,
         allow=allow,
+        relayed=relayed,
+        relaying=not no_relaying,
         state_dir=state_dir,
     )
     prepare_libraries(threads)

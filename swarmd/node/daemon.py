@@ -50,6 +50,7 @@ from swarmd.node.memory_probe import (
     release_unused_memory,
     use_one_arena,
 )
+from swarmd.node.reach import Reach
 from swarmd.node.sessions import SessionServer
 from swarmd.peers import Address, PeerState
 from swarmd.state import StateFolder
@@ -138,7 +139,7 @@ class Daemon:
                 announced.span = await self._claim(directory, announcer, announced)
                 services.spawn(announcer.run(), name="announcer")
                 door = Door(identity, config.keys, config.allow)
-                await self._load_and_serve(announcer, announced, closed_door, door)
+                await self._load_and_serve(directory, announcer, announced, closed_door, door)
             finally:
                 await self._withdraw(announcer)
 
@@ -184,7 +185,12 @@ class Daemon:
             raise _Stopped
 
     async def _load_and_serve(
-        self, announcer: Announcer, announced: Announced, closed_door: Listener, door: Door
+        self,
+        directory: Directory,
+        announcer: Announcer,
+        announced: Announced,
+        closed_door: Listener,
+        door: Door,
     ) -> None:
         config, span = self.config, announced.span
         folder = announced.folder
@@ -200,12 +206,13 @@ class Daemon:
             release_unused_memory()
             if not self._stop.is_set():
                 closed_door.close()
-                await self._serve(announcer, announced, engine, door)
+                reach = Reach(directory, announcer, announced, door, self._rng)
+                await self._serve(announcer, announced, engine, reach)
 
     async def _serve(
-        self, announcer: Announcer, announced: Announced, engine: Engine, door: Door
+        self, announcer: Announcer, announced: Announced, engine: Engine, reach: Reach
     ) -> None:
-        server = SessionServer(door, announced.model, engine)
+        server = SessionServer(reach.door, announced.model, engine, desk=reach.desk)
         async with TaskOwner("connections") as connections:
 
             def accept(connection: Connection) -> None:
@@ -217,9 +224,15 @@ class Daemon:
                 )
 
             assert self._socket is not None
-            listener = await listen(self._socket, accept, door, limits=server.frame_limits())
+            listener = await listen(
+                self._socket,
+                accept,
+                reach.door,
+                limits=server.frame_limits(),
+                relays=reach.desk,
+            )
             try:
-                await announcer.announce(PeerState.ONLINE)
+                await reach.begin(listener, connections)
                 log.info(
                     "serving blocks %s of %s at %s (peer %s), %.0f tokens/s through them; "
                     "ready after %.1f s",
@@ -235,6 +248,7 @@ class Daemon:
                 await self._stop.wait()
             finally:
                 await self._drain(announcer, server, listener)
+                reach.end()
 
     async def _remember_self(self) -> None:
         """Clients and daemons of this user on this machine find us without `--peer`."""
