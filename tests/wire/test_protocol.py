@@ -11,17 +11,21 @@ from swarmd.errors import BadRequest, BadTensor, UnknownSession
 from swarmd.wire.frames import Frame, Limits
 from swarmd.wire.messages import (
     MESSAGES,
+    TICKET_BYTES,
     WITH_PAYLOAD,
     Challenge,
     Close,
     Closed,
     ErrorMessage,
     Hello,
+    Incoming,
     Message,
     Open,
     Opened,
     Output,
     Ping,
+    Reserve,
+    Reserved,
     Step,
     Welcome,
     encode_header,
@@ -61,6 +65,8 @@ PATHS[State.IDLE] = [*PATHS[State.GREETING], (L, WELCOME)]
 PATHS[State.OPENING] = [*PATHS[State.IDLE], (D, OPEN)]
 PATHS[State.SESSION] = [*PATHS[State.OPENING], (L, OPENED)]
 PATHS[State.CLOSING] = [*PATHS[State.SESSION], (D, Close(SESSION))]
+PATHS[State.RESERVING] = [*PATHS[State.IDLE], (D, Reserve())]
+PATHS[State.RESERVED] = [*PATHS[State.RESERVING], (L, Reserved(2, 1000))]
 
 
 def step(number: int, session: bytes = SESSION) -> Step:
@@ -111,7 +117,8 @@ def fitting(kind: type) -> Message:
         Challenge: CHALLENGE, Hello: HELLO, Welcome: WELCOME, Open: OPEN, Opened: OPENED,
         Step: step(0),
         Output: output(0), Close: Close(SESSION), Closed: Closed(SESSION),
-        ErrorMessage: ErrorMessage("busy", "full"),
+        ErrorMessage: ErrorMessage("busy", "full"), Reserve: Reserve(),
+        Reserved: Reserved(2, 1000), Incoming: Incoming(bytes(TICKET_BYTES)),
     }  # fmt: skip
     return fixed.get(kind) or kind(1)
 
