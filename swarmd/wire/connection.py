@@ -67,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self._on_detour = on_detour
         self._preface = preface
+        self._aborted = False
         self._timer: asyncio.TimerHandle | None = None
         self._made = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
@@ -184,6 +185,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Drop the connection now, unsent bytes included. Idempotent."""
+        self._aborted = True  # perhaps before the transport is known
         if self._transport is not None and not self._closed.done():
             self._transport.abort()  # asyncio's raises on a transport that flushed and closed
 
@@ -191,6 +193,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        if self._aborted:
+            self._transport.abort()
+            return
         name = transport.get_extra_info("peername")
         if name:
             self.address = Address(str(name[0]), int(name[1]))
