@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bench.dht import measure
 from bench.wan import Wan
-from tests.conftest import Runner
+from tests.conftest import run_on
 
 
-def test_all_is_found_before_and_after_a_third_died(run_async: Runner) -> None:
+def test_all_is_found_before_and_after_a_third_died() -> None:
     """With 24 places a key, 80 publishers need the cascade."""
-    figures = run_async(measure(60, 80, 5, wan=Wan(), seed=5, cap=24, announces=5))
+    work = measure(60, 80, 4, wan=Wan(), seed=5, cap=24, announces=3)
+    figures = run_on("asyncio", work, timeout=400)  # half a minute; more on a busy machine
     for name, of in figures.items():
         assert of["complete"] == of["runs"] > 0, name
     for name, seconds, datagrams, size in (
