@@ -38,6 +38,14 @@ class DaemonConfig:
     """For weights, attention cache and workspace; None takes 80 % of what is free."""
     kv_tokens: int = 4096
     """Tokens that all sessions together may hold in each block's attention cache."""
+    connections: int = 256
+    """Connections that are served at a time: descriptors and memory."""
+    kv_share: float = 0.5
+    """The part of the attention cache that one client may fill; loopback may fill all."""
+    bandwidth_out: float = 64e6
+    """Payload bytes a second that are sent to one client; loopback gets all it can take."""
+    limit_loopback: bool = False
+    """For benchmarks and tests: limits for each client hold for loopback addresses as well."""
     announce_period: float = 60.0
     record_ttl: float = 150.0
     entry_delay: float = 1.0

@@ -66,6 +66,29 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     help="Tokens that all sessions together may hold in the attention cache.",
 )
 @click.option(
+    "--max-connections",
+    type=click.IntRange(1, 1 << 16),
+    default=_defaults.connections,
+    show_default=True,
+    help="Connections to serve at a time.",
+)
+@click.option(
+    "--kv-share",
+    type=click.IntRange(1, 100),
+    default=round(100 * _defaults.kv_share),
+    show_default=True,
+    metavar="PERCENT",
+    help="How much of the attention cache one client of another machine may fill.",
+)
+@click.option(
+    "--max-upload",
+    type=click.FloatRange(0.01, 1e5),
+    default=_defaults.bandwidth_out / 1e6,
+    show_default=True,
+    metavar="MB/S",
+    help="Megabytes a second to send to one client of another machine.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default=_defaults.dtype,
@@ -94,6 +117,9 @@ def command(
     advertise: str | None,
     memory: int | None,
     kv_tokens: int,
+    max_connections: int,
+    kv_share: int,
+    max_upload: float,
     dtype: str,
     device: str,
     threads: int | None,
@@ -121,6 +147,9 @@ def command(
         advertise=advertise,
         memory=memory,
         kv_tokens=kv_tokens,
+        connections=max_connections,
+        kv_share=kv_share / 100,
+        bandwidth_out=1e6 * max_upload,
         dtype=dtype,
         device=device,
         threads=threads,

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -101,9 +101,10 @@ class Engine:
         """Tokens for which every block has cache room left."""
         return self.budget.free
 
-    def open(self, blocks: Span, limit: int) -> EngineSession:
-        """A new session over `blocks` of at most `limit` tokens. Raises BlocksNotHeld."""
-        return EngineSession(blocks, self.blocks.new_cache(blocks, limit, self.budget))
+    def open(self, blocks: Span, limit: int, *, budget: KvBudget | None = None) -> EngineSession:
+        """A new session over `blocks` of at most `limit` tokens, whose room is taken from `budget`
+        (a part of the engine's own, which is the default). Raises BlocksNotHeld."""
+        return EngineSession(blocks, self.blocks.new_cache(blocks, limit, budget or self.budget))
 
     def close(self, session: EngineSession) -> None:
         """Free a session's cache as soon as the running turn is over."""
@@ -116,14 +117,16 @@ class Engine:
         hidden: torch.Tensor,
         *,
         deadline: float | None = None,
+        client: Hashable | None = None,
     ) -> StepResult:
         """Cut the session back to `start`, append `hidden` (1, tokens, hidden size), return the
-        output. `deadline` is a time of `time.monotonic`.
+        output. `deadline` is a time of `time.monotonic`; `client` names who shares the engine
+        fairly with others, by default this session alone.
 
         Raises PositionOutOfRange, Busy, DeadlineExceeded, InternalError.
         """
         future: asyncio.Future[StepResult] = self._loop.create_future()
-        work = Work(next(self._keys), id(session), hidden.shape[1], deadline)
+        work = Work(next(self._keys), id(session), hidden.shape[1], deadline, client=client)
         job = _Job(work, session, start, hidden, future, time.monotonic())
         self._pending += 1
         self._inbox.put(lambda: self._add(job))
@@ -196,8 +199,9 @@ class Engine:
                 self._scheduler.remove(work.key)
                 self._finish(work.key, InternalError(f"{type(error).__name__} in a block"))
                 continue
-            job.compute_seconds += time.monotonic() - began
-            if self._scheduler.advance(work, tokens):
+            spent = time.monotonic() - began
+            job.compute_seconds += spent
+            if self._scheduler.advance(work, tokens, spent):
                 self._finish(work.key, None)
 
     def _add(self, job: _Job) -> None:

@@ -23,31 +23,39 @@ GROWTH_TOKENS = 256
 
 
 class KvBudget:
-    """How many tokens all sessions of a node may hold in each of its blocks. Thread-safe."""
+    """How many tokens all sessions of a node, or of one client of it, may hold in each block.
+    What a part takes counts in its `whole` as well. Thread-safe."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, *, whole: KvBudget | None = None) -> None:
         self.tokens = tokens
         self._used = 0
+        self._whole = whole
         self._lock = threading.Lock()
 
     @property
     def free(self) -> int:
-        return self.tokens - self._used
+        own = self.tokens - self._used
+        return own if self._whole is None else min(own, self._whole.free)
 
     def take(self, tokens: int) -> None:
         """Reserve room. Raises Busy, and reserves nothing, when there is not enough."""
         with self._lock:
             if self._used + tokens > self.tokens:
+                whose = "the attention cache" if self._whole is None else "your share of the cache"
                 raise Busy(
-                    f"the attention cache is full: {self.free} of {self.tokens} tokens are free, "
-                    f"{tokens} more are needed",
+                    f"{whose} is full: {self.tokens - self._used} of {self.tokens} tokens are "
+                    f"free, {tokens} more are needed",
                     retry_after=1.0,
                 )
+            if self._whole is not None:
+                self._whole.take(tokens)
             self._used += tokens
 
     def give_back(self, tokens: int) -> None:
         with self._lock:
             self._used -= tokens
+        if self._whole is not None:
+            self._whole.give_back(tokens)
 
 
 class _Layer(CacheLayerMixin):

@@ -44,6 +44,7 @@ from swarmd.identity import Identity, PeerId
 from swarmd.node.announced import Announced
 from swarmd.node.announcer import Announcer
 from swarmd.node.joining import Claims, block_count, choose_blocks
+from swarmd.node.limits import SessionLimits
 from swarmd.node.memory_probe import (
     available_memory,
     kv_bytes_per_token,
@@ -212,7 +213,8 @@ class Daemon:
     async def _serve(
         self, announcer: Announcer, announced: Announced, engine: Engine, reach: Reach
     ) -> None:
-        server = SessionServer(reach.door, announced.model, engine, desk=reach.desk)
+        limits = _session_limits(self.config)
+        server = SessionServer(reach.door, announced.model, engine, limits, desk=reach.desk)
         async with TaskOwner("connections") as connections:
 
             def accept(connection: Connection) -> None:
@@ -364,6 +366,15 @@ class Daemon:
             settle=config.claim_settle,
             rng=self._rng,
         )
+
+
+def _session_limits(config: DaemonConfig) -> SessionLimits:
+    return SessionLimits(
+        connections=config.connections,
+        kv_share=config.kv_share,
+        bandwidth_out=config.bandwidth_out,
+        limit_loopback=config.limit_loopback,
+    )
 
 
 async def _resolved(host: str) -> str:

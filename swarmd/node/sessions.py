@@ -1,19 +1,22 @@
 """What a node does with one accepted connection: greet, then serve one session at a time.
 
 Nothing here is shared between connections but the engine, so a peer that sends garbage, stops
-reading or vanishes touches its own session only. Every wait has a limit.
+reading or vanishes touches its own session only. Every wait has a limit, and what each client may
+take of the node is decided by `Quotas`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from dataclasses import dataclass
 
 import torch
 
 from swarmd.blocks import Span
 from swarmd.compute.engine import Engine, EngineSession
+from swarmd.compute.kv_cache import KvBudget
 from swarmd.errors import (
     BadRequest,
     BadTensor,
@@ -28,8 +31,10 @@ from swarmd.errors import (
     RemoteError,
     SessionTooLong,
 )
+from swarmd.node.limits import SessionLimits
+from swarmd.node.quotas import Guest, Quotas
+from swarmd.node.served import ServedModel, Statistics
 from swarmd.node.step_queue import StepQueue
-from swarmd.peers import ModelId
 from swarmd.relay.desk import RelayDesk
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
@@ -56,49 +61,11 @@ __all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """What one node grants, each with its reason. Times in seconds."""
-
-    connections: int = 256
-    """Descriptors and memory; a client needs one connection for each session and hop."""
-    hello_timeout: float = 10.0
-    """A port scanner holds a slot no longer than this."""
-    idle_timeout: float = 300.0
-    """A pooled connection that nobody uses, and a session whose client went silent."""
-    step_tokens: int = 2048
-    """Longest step; a client cuts its prompt in chunks of this or less."""
-    send_timeout: float = 60.0
-    """A client that does not read its outputs is dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """The model of which the node serves blocks."""
-
-    model_id: ModelId
-    name: str
-    n_blocks: int
-    hidden_size: int
-    max_positions: int
-    dtype: str
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Counts since start."""
-
-    connections: int = 0
-    sessions: int = 0
-    steps: int = 0
-    tokens: int = 0
-    refusals: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class _Live:
-    """A session on its connection; `steps` feed its worker."""
+    """A session on its connection; `steps` feed its worker, `guest` holds what they take."""
 
+    guest: Guest
     engine_session: EngineSession
     max_length: int
     steps: StepQueue
@@ -123,7 +90,11 @@ class SessionServer:
         self.desk = desk
         self.statistics = Statistics()
         self.draining = False
-        self._open_connections = 0
+        self.quotas = Quotas(self.limits)
+        self._guests: dict[Guest, Connection] = {}
+        self._kv_shares: weakref.WeakValueDictionary[object, KvBudget] = (
+            weakref.WeakValueDictionary()
+        )
         self._live: set[_Live] = set()
 
     def frame_limits(self) -> Limits:
@@ -132,6 +103,10 @@ class SessionServer:
         item = ITEM_BYTES[self.model.dtype]
         step = self.limits.step_tokens * self.model.hidden_size * item
         return Limits(payload=step + step // 128 + (64 << 10))
+
+    @property
+    def _open_connections(self) -> int:
+        return self.quotas.open_connections
 
     @property
     def open_sessions(self) -> int:
@@ -145,13 +120,16 @@ class SessionServer:
     async def serve(self, connection: Connection) -> None:
         """Serve one connection until it ends. Never raises but for a cancel or a bug."""
         self.statistics.connections += 1
-        self._open_connections += 1
+        guest: Guest | None = None
         try:
-            if self._open_connections > self.limits.connections:
-                await self._refuse(connection, Busy("too many connections", retry_after=5.0))
-                return
+            guest = self._admit(connection)
             await self._greet(connection)
-            await self._serve_sessions(connection)
+            guest.greeted(connection.peer_id)
+            await self._welcome(connection)
+            await self._serve_sessions(connection, guest)
+        except Busy as error:
+            log.debug("%s: %s", connection.address, error)
+            await self._refuse(connection, error)
         except ConnectionLost as error:
             log.debug("%s", error)
         except RemoteError as error:
@@ -160,8 +138,21 @@ class SessionServer:
         except TimeoutError:
             log.info("%s: silent for too long; closed", connection.address)
         finally:
-            self._open_connections -= 1
+            if guest is not None:
+                guest.leave()
+                self._guests.pop(guest, None)
             connection.abort() if connection.is_usable else await connection.close()
+
+    def _admit(self, connection: Connection) -> Guest:
+        """Let a connection in; of a full node the oldest one without `hello` then goes. Raises
+        Busy."""
+        now = asyncio.get_running_loop().time()
+        guest, evicted = self.quotas.admit(connection.address.host, now)
+        self._guests[guest] = connection
+        if evicted is not None and (stranger := self._guests.pop(evicted, None)) is not None:
+            log.debug("%s: without hello when the node was full; closed", stranger.address)
+            stranger.abort()
+        return guest
 
     async def _greet(self, connection: Connection) -> None:
         asked = challenge(connection, self.door)
@@ -171,6 +162,8 @@ class SessionServer:
         hello = check_hello(connection, self.door, asked, answer)
         if hello.model_id and hello.model_id != self.model.model_id:
             raise ModelMismatch(f"this node serves {self.model.name} ({self.model.model_id})")
+
+    async def _welcome(self, connection: Connection) -> None:
         span = self.engine.blocks.span
         await self._send(
             connection,
@@ -186,7 +179,7 @@ class SessionServer:
             ),
         )
 
-    async def _serve_sessions(self, connection: Connection) -> None:
+    async def _serve_sessions(self, connection: Connection, guest: Guest) -> None:
         while True:
             async with asyncio.timeout(self.limits.idle_timeout):
                 message, _ = await connection.receive()
@@ -194,7 +187,7 @@ class SessionServer:
                 await self._send(connection, Pong(message.nonce))
             elif isinstance(message, Open):
                 try:
-                    live = self._open(message)
+                    live = self._open(message, guest)
                 except RemoteError as error:
                     await self._refuse(connection, error)
                     continue
@@ -213,7 +206,7 @@ class SessionServer:
         except (Busy, NotRelaying) as error:
             await self._refuse(connection, error)
 
-    def _open(self, message: Open) -> _Live:
+    def _open(self, message: Open, guest: Guest) -> _Live:
         if self.draining:
             raise Draining("this node is about to leave")
         if message.next is not None:
@@ -222,19 +215,32 @@ class SessionServer:
             raise PositionOutOfRange(
                 f"the model has {self.model.max_positions} positions, not {message.max_length}"
             )
-        room = self.engine.budget.tokens
+        budget = self._kv_share(guest)
+        room = min(budget.tokens, self.engine.budget.tokens)
         if message.max_length > room:
             raise SessionTooLong(
                 f"a session of {message.max_length} tokens; the attention cache of this node has "
-                f"room for {room} in all"
+                f"room for {room} in all sessions of a client"
             )
         try:
             span = Span(message.start, message.end)
         except ValueError as error:
             raise BlocksNotHeld(str(error)) from error
-        engine_session = self.engine.open(span, message.max_length)
+        engine_session = self.engine.open(span, message.max_length, budget=budget)
+        guest.open_session()
         steps = StepQueue(max_bytes=self.frame_limits().payload)
-        return _Live(engine_session, message.max_length, steps)
+        return _Live(guest, engine_session, message.max_length, steps)
+
+    def _kv_share(self, guest: Guest) -> KvBudget:
+        """The cache room of a guest: a share under each of its keys, one within the other."""
+        budget = self.engine.budget
+        for key in guest.keys:
+            share = self._kv_shares.get(key)
+            if share is None:  # lives as long as a session holds it
+                tokens = int(self.engine.budget.tokens * self.limits.kv_share)
+                share = self._kv_shares[key] = KvBudget(tokens, whole=budget)
+            budget = share
+        return budget
 
     async def _serve_session(self, connection: Connection, opening: Open, live: _Live) -> None:
         self.statistics.sessions += 1
@@ -246,6 +252,7 @@ class SessionServer:
                 await self._read(connection, live)
         finally:
             self._live.discard(live)
+            live.guest.close_session()
             self.engine.close(live.engine_session)
         await self._send(connection, Closed(opening.session))
 
@@ -266,7 +273,10 @@ class SessionServer:
                     continue  # the client waits for us
                 raise
             if isinstance(message, Step):
-                live.steps.put(message, payload, loop.time())
+                delay = live.guest.received(len(payload), loop.time())
+                live.steps.put(message, payload, loop.time(), self._refusal(live, payload))
+                if delay:
+                    await asyncio.sleep(min(delay, self.limits.idle_timeout))
             elif isinstance(message, Ping):
                 await self._send(connection, Pong(message.nonce))
             elif isinstance(message, Close):
@@ -274,24 +284,52 @@ class SessionServer:
             else:
                 raise BadRequest(f"{message.TYPE} is not expected here")
 
+    def _refusal(self, live: _Live, payload: bytearray) -> Busy | None:
+        """Why a step has no place, which its session's worker says when it is its turn."""
+        unread = sum(connection.waiting_bytes for connection in self._guests.values())
+        try:
+            live.guest.take_step(len(payload), unread)
+        except Busy as error:
+            return error
+        return None
+
     async def _work(self, connection: Connection, session: bytes, live: _Live) -> None:
         """Run steps one after the other and answer each. Raises ConnectionLost, which ends the
         session also where its reader waits for room."""
         while True:
-            step, payload, arrived = await live.steps.get()
+            step, payload, arrived, refusal = await live.steps.get()
+            if refusal is not None:
+                await self._refuse(connection, refusal, step=step.step)
+                continue
             try:
-                result = await self._run(live, step, payload, arrived)
-            except RemoteError as error:
-                await self._refuse(connection, error, step=step.step)
-                continue
-            except Exception as error:  # a bug of ours: this session's trouble alone
-                log.exception("a step failed")
-                internal = InternalError(type(error).__name__)
-                await self._refuse(connection, internal, step=step.step)
-                continue
-            meta, out, queue_us, compute_us = result
-            output = Output(session, step.step, queue_us, compute_us, self.engine.kv_free, meta)
-            await self._send(connection, output, out)
+                await self._answer(connection, session, live, step, payload, arrived)
+            finally:
+                live.guest.step_done()
+
+    async def _answer(
+        self,
+        connection: Connection,
+        session: bytes,
+        live: _Live,
+        step: Step,
+        payload: bytearray,
+        arrived: float,
+    ) -> None:
+        try:
+            result = await self._run(live, step, payload, arrived)
+        except RemoteError as error:
+            await self._refuse(connection, error, step=step.step)
+            return
+        except Exception as error:  # a bug of ours: this session's trouble alone
+            log.exception("a step failed")
+            internal = InternalError(type(error).__name__)
+            await self._refuse(connection, internal, step=step.step)
+            return
+        meta, out, queue_us, compute_us = result
+        output = Output(session, step.step, queue_us, compute_us, self.engine.kv_free, meta)
+        await self._send(connection, output, out)
+        if delay := live.guest.sent(len(out), asyncio.get_running_loop().time()):
+            await asyncio.sleep(delay)
 
     async def _send(
         self, connection: Connection, message: Message, payload: memoryview | bytes = b""
@@ -327,7 +365,13 @@ class SessionServer:
                 f"{live.max_length}"
             )
         deadline = arrived + step.deadline_ms / 1000 if step.deadline_ms else None
-        result = await self.engine.step(live.engine_session, step.start, hidden, deadline=deadline)
+        result = await self.engine.step(
+            live.engine_session,
+            step.start,
+            hidden,
+            deadline=deadline,
+            client=live.guest.client,
+        )
         self.statistics.steps += 1
         self.statistics.tokens += hidden.shape[1]
         meta = TensorMeta(self.model.dtype, tuple(result.hidden.shape), step.tensor.codec)

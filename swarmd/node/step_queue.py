@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TypeAlias
 
+from swarmd.errors import Busy
 from swarmd.wire.messages import Step
 
-__all__ = ["StepQueue"]
+__all__ = ["StepQueue", "Waiting"]
+
+Waiting: TypeAlias = tuple[Step, bytearray, float, Busy | None]
+"""A step, its payload, the time of its arrival, and why it is refused when its turn comes. What is
+refused has no payload: answers keep the order of the steps, so its place alone waits."""
 
 
 class StepQueue:
@@ -19,22 +25,26 @@ class StepQueue:
     def __init__(self, max_bytes: int) -> None:
         self.waiting_bytes = 0
         self._max_bytes = max_bytes
-        self._steps: asyncio.Queue[tuple[Step, bytearray, float]] = asyncio.Queue()
+        self._steps: asyncio.Queue[Waiting] = asyncio.Queue()
         self._room = asyncio.Event()
         self._room.set()
 
-    def put(self, step: Step, payload: bytearray, arrived: float) -> None:
-        self._steps.put_nowait((step, payload, arrived))
+    def put(
+        self, step: Step, payload: bytearray, arrived: float, refusal: Busy | None = None
+    ) -> None:
+        if refusal is not None:
+            payload = bytearray()
+        self._steps.put_nowait((step, payload, arrived, refusal))
         self.waiting_bytes += len(payload)
         if self.waiting_bytes > self._max_bytes:
             self._room.clear()
 
-    async def get(self) -> tuple[Step, bytearray, float]:
-        step, payload, arrived = await self._steps.get()
+    async def get(self) -> Waiting:
+        step, payload, arrived, refusal = await self._steps.get()
         self.waiting_bytes -= len(payload)
         if self.waiting_bytes <= self._max_bytes:
             self._room.set()
-        return step, payload, arrived
+        return step, payload, arrived, refusal
 
     async def wait_for_room(self) -> None:
         """Wait until a step may be put."""
