@@ -1,0 +1,143 @@
+"""The engine is shared fairly among clients, whatever number of sessions each of them has."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmd.compute.fair_queue import FairQueue
+from swarmd.compute.scheduler import Scheduler, Work
+
+CHUNK, DECODE, SHARED = 16, 4, 8
+
+
+def scheduler() -> Scheduler:
+    return Scheduler(chunk_tokens=CHUNK, decode_tokens=DECODE, shared_chunk_tokens=SHARED)
+
+
+def costs_of(turns: int, sessions: dict[str, int], tokens: int) -> Counter[object]:
+    """What each client got in so many turns, with every session refilled at once."""
+    queue, got, key = scheduler(), Counter[object](), 0
+
+    def add(client: object, session: object) -> None:
+        nonlocal key
+        queue.add(Work(key, session, tokens, client=client))
+        key += 1
+
+    for client, count in sessions.items():
+        for number in range(count):
+            add(client, (client, number))
+    for _ in range(turns):
+        for work, ran in queue.next_turn(0.0).pieces:
+            got[work.client] += ran
+            if queue.advance(work, ran):
+                add(work.client, work.session)
+    return got
+
+
+def test_twenty_sessions_get_no_more_than_one() -> None:
+    got = costs_of(400, {"many": 20, "single": 1}, tokens=100)
+    assert 0.48 < got["single"] / got.total() < 0.52
+
+
+@given(st.integers(1, 20), st.integers(2, 20), st.integers(DECODE + 1, 100))
+def test_any_two_clients_get_the_same(one: int, other: int, tokens: int) -> None:
+    got = costs_of(200, {"one": one, "other": other}, tokens)
+    assert abs(got["one"] - got["other"]) <= 2 * CHUNK
+
+
+def test_many_who_decode_do_not_slow_one_who_decodes() -> None:
+    """The single session runs in every turn, beside one piece of the twenty."""
+    got = costs_of(100, {"many": 20, "single": 1}, tokens=1)
+    assert got == {"single": 100, "many": 100}
+
+
+def test_sessions_of_one_client_take_turns() -> None:
+    queue, got = scheduler(), Counter[object]()
+    for number in range(5):
+        queue.add(Work(number, number, 1000, client="one"))
+    for _ in range(50):
+        ((work, ran),) = queue.next_turn(0.0).pieces
+        queue.advance(work, ran)
+        got[work.session] += ran
+    assert set(got.values()) == {10 * CHUNK}
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, DECODE))
+def test_a_decode_step_waits_for_one_short_chunk_at_most(
+    clients: int, sessions: int, tokens: int
+) -> None:
+    queue, key = scheduler(), 1000
+    for client in range(clients):
+        for number in range(sessions):
+            queue.add(Work(client * 100 + number, (client, number), 500, client=client))
+    for _ in range(50):
+        decode = Work(key, "reader", tokens, client="reader")
+        key += 1
+        queue.add(decode)
+        pieces = queue.next_turn(0.0).pieces
+        assert (decode, tokens) in pieces
+        assert sum(ran for work, ran in pieces if work is not decode) <= SHARED
+        for work, ran in pieces:
+            queue.advance(work, ran)
+
+
+def test_chunks_are_long_again_when_nobody_reads_along() -> None:
+    queue = scheduler()
+    queue.add(Work(0, "long", 1000, client="long"))
+    queue.add(Work(1, "reader", 1, client="reader"))
+    seen = []
+    for now in (0.0, 0.5, 2.0):
+        for work, ran in queue.next_turn(now).pieces:
+            queue.advance(work, ran)
+            if work.session == "long":
+                seen.append(ran)
+    assert seen == [SHARED, SHARED, CHUNK]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 40), st.integers(0, 9)),
+        max_size=20,
+    ),
+    st.integers(0, 5),
+)
+def test_what_is_gone_leaves_no_trace(plan: list[tuple[int, int, int, int]], turns: int) -> None:
+    queue = scheduler()
+    for key, (client, session, tokens, deadline) in enumerate(plan):
+        queue.add(Work(key, (client, session), tokens, float(deadline), client=client))
+    for now in range(turns):
+        for work, ran in queue.next_turn(float(now)).pieces:
+            queue.advance(work, ran)
+    for key in range(len(plan)):
+        queue.remove(key)
+    assert queue.next_turn(100.0).pieces == ()
+    assert len(queue) == 0
+    left = (queue._clients, queue._works, queue._among_sessions, queue._read_at)
+    assert not any(left)
+    assert len(queue._among_clients) == 0
+
+
+def test_who_pauses_saves_nothing_up_and_who_leaves_loses_no_debt() -> None:
+    queue = FairQueue()
+    queue.charge("busy", 10)
+    assert queue.pick(["busy", "fresh"]) == "fresh"
+    queue.charge("fresh", 1)
+    assert queue.pick(["busy", "fresh"]) == "fresh"
+    assert queue.pick(["busy"]) == "busy"  # alone: the level rises to its share
+    queue.charge("busy", 5)
+    assert queue.pick(["fresh", "busy"]) == "fresh"
+    queue.charge("fresh", 6)  # counted from the level of 10, not from 1
+    assert queue.pick(["fresh", "busy"]) == "busy"
+
+
+def test_names_are_forgotten_as_the_level_passes_them() -> None:
+    queue = FairQueue()
+    for number in range(100_000):
+        assert queue.pick([number]) == number
+        queue.charge(number, 1.0)
+        queue.charge("steady", 0.5)
+        queue.pick(["steady"])
+    assert len(queue) < 10
