@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 
 from swarmd import errors
 from swarmd.cli import cli
+from swarmd.config import DaemonConfig
 from swarmd.dht import records
 from swarmd.errors import REMOTE_ERRORS, PeerFailure, SwarmdError, error_classes
+from swarmd.node.limits import SessionLimits
 from swarmd.wire.messages import MESSAGES
 from swarmd.wire.protocol import TRANSITIONS
 from tests.families import FAMILIES
@@ -160,6 +163,26 @@ def section_of_tree() -> str:
     _, _, rest = (errors.__doc__ or "").partition("::\n\n")
     tree, _, _ = rest.partition("\n\n")
     return "\n".join(line.strip() for line in tree.splitlines())
+
+
+def test_every_limit_of_a_node_is_described() -> None:
+    text = section((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), "## Limits")
+    described = {cells[0].strip("`"): cells[1:] for cells in rows(text) if cells[0][0] == "`"}
+    for field in dataclasses.fields(SessionLimits):
+        value, _, reason = described.pop(field.name)
+        assert reason, f"no reason for {field.name}"
+        number = field.default
+        factor = 1e6 if "MB/s" in value else 2**20 if "MiB" in value else 1
+        written = {"no": False}.get(value) if isinstance(number, bool) else value.replace(",", "")
+        if isinstance(written, str):
+            found = re.match(r"[\d.]+", written)
+            assert found, f"no number for {field.name}"
+            written = float(found[0]) * factor
+        assert written == number, f"{field.name} is {number}"
+    assert not described, f"no such limits: {sorted(described)}"
+    config, limits = DaemonConfig(), SessionLimits()
+    for name in ("connections", "kv_share", "bandwidth_out", "limit_loopback"):
+        assert getattr(config, name) == getattr(limits, name), name
 
 
 def test_every_field_of_a_record_is_described() -> None:
