@@ -57,6 +57,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.fuzz
 	$(BIN)/python -m bench.verify
 	$(BIN)/python -m bench.links
+	$(BIN)/python -m bench.abuse
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -178,6 +178,8 @@ async def attack(port: int) -> None:
     async with TaskOwner("abusers") as owner:
         for name, work in kinds.items():
             owner.spawn(again_and_again(work, counts), name=name)
+        await asyncio.sleep(2.0)
+        print("at work", flush=True)
         await asyncio.to_thread(sys.stdin.read)
     print(counts.done, flush=True)
 
@@ -217,7 +219,8 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def attacked(port: int, seconds: float) -> tuple[float, int, str]:
     with process("--attack", str(port)) as abusers:
-        time.sleep(4.0)
+        assert abusers.stdout is not None
+        abusers.stdout.readline()
         rate, errors = asyncio.run(decode(port, seconds))
         out, _ = abusers.communicate("", timeout=30)
         return rate, errors, out.strip()
