@@ -61,6 +61,11 @@ __all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
 log = logging.getLogger(__name__)
 
 
+REFUSED_PAUSE = 0.25
+"""Seconds for which a session is not read after a step of it was refused for want of room: a flood
+of steps costs the node four refusals a second, and TCP slows the sender."""
+
+
 @dataclass(slots=True, eq=False)
 class _Live:
     """A session on its connection; `steps` feed its worker, `guest` holds what they take."""
@@ -274,7 +279,10 @@ class SessionServer:
                 raise
             if isinstance(message, Step):
                 delay = live.guest.received(len(payload), loop.time())
-                live.steps.put(message, payload, loop.time(), self._refusal(live, payload))
+                refusal = self._refusal(live, payload)
+                live.steps.put(message, payload, loop.time(), refusal)
+                if refusal is not None:
+                    delay = max(delay, REFUSED_PAUSE)
                 if delay:
                     await asyncio.sleep(min(delay, self.limits.idle_timeout))
             elif isinstance(message, Ping):
