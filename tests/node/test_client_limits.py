@@ -166,7 +166,9 @@ def test_steps_of_an_address_are_refused_in_order(stage: Stage, run_async: Runne
             await one.open(max_length=63)
             for number in range(4):
                 one.send(step(0, number), payload=hidden(1, number))
-            await until(lambda: scene.peer.server.quotas.steps.held(("net4", 0x7F000002)) == 2)
+            served = scene.peer.connections
+            await until(lambda: max(link.protocol.steps_under_way for link in served) == 4)
+            assert scene.peer.server.quotas.steps.held(("net4", 0x7F000002)) == 2
             gate.open.set()
             for number in range(2):
                 assert (await one.expect(Output)).step == number
