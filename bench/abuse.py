@@ -33,10 +33,12 @@ from swarmd.config import DaemonConfig
 from swarmd.errors import RemoteError, SwarmdError
 from swarmd.node.daemon import Daemon
 from swarmd.peers import Address
+from swarmd.swarm_key import PUBLIC_SWARM_KEY
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.messages import ErrorMessage, Open, Opened, Output, Step
 from swarmd.wire.protocol import Role
+from swarmd.wire.secure_link import SecureLink
 from swarmd.wire.tensors import TensorMeta
 from swarmd.wire.transport import Greeting, greet
 
@@ -52,9 +54,13 @@ def step(number: int, start: int, tokens: int) -> tuple[Step, bytes]:
 @contextlib.asynccontextmanager
 async def connected(port: int, source: str) -> AsyncIterator[Connection]:
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(
-        lambda: Connection(Role.DIALLER), "127.0.0.1", port, local_addr=(source, 0)
-    )
+
+    def make() -> Connection:
+        return Connection(
+            Role.DIALLER, link=SecureLink.dial(PUBLIC_SWARM_KEY, None, now=time.time())
+        )
+
+    _, connection = await loop.create_connection(make, "127.0.0.1", port, local_addr=(source, 0))
     try:
         yield connection
     finally:

@@ -40,7 +40,7 @@ class DaemonConfig:
     """Tokens that all sessions together may hold in each block's attention cache."""
     connections: int = 256
     """Connections that are served at a time: descriptors and memory."""
-    kv_share: float = 0.5
+    kv_share: float = 0.75
     """The part of the attention cache that one client may fill; loopback may fill all."""
     bandwidth_out: float = 64e6
     """Payload bytes a second that are sent to one client; loopback gets all it can take."""

@@ -26,8 +26,8 @@ class SessionLimits:
     handshakes: float = 10.0
     """New connections a second from each address, once its burst of as many as
     `client_connections` is spent: each costs a task and a greeting."""
-    kv_share: float = 0.5
-    """The part of the attention cache that each client may fill: the other half is for others."""
+    kv_share: float = 0.75
+    """The part of the attention cache that each client may fill: the rest is for others."""
     bandwidth_in: float = 64e6
     """Payload bytes a second from each client, after a burst of one second's; then its reading is
     delayed. Above half a gigabit a client sends faster than most nodes compute."""

@@ -179,9 +179,10 @@ class Guest:
         return self._keys
 
     def greeted(self, peer_id: PeerId | None) -> None:
-        """It has said hello; `peer_id` only if the link proved it. Raises Busy."""
+        """It has said hello; `peer_id` only if the link proved it. Raises Busy. From an address
+        that is exempt no peer is limited either."""
         self._quotas._half_open.pop(self, None)
-        if peer_id is not None and self._present:
+        if peer_id is not None and self._present and self._keys:
             key: Key = ("peer", peer_id)
             self._quotas.connections.take((key,))
             self._keys = (*self._keys, key)

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 @contextlib.asynccontextmanager
 async def caller(scene: Scene, last: int) -> AsyncIterator[Stranger]:
     """A stranger from 127.0.0.`last`."""
-    address = scene.peer.address
+    address = scene.peer.plain_address
     reader, writer = await asyncio.open_connection(
         address.host, address.port, local_addr=(f"127.0.0.{last}", 0)
     )
