@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from swarmd.blocks import AUTO, BlockRequest
 from swarmd.errors import UsageError
 from swarmd.identity import PeerId
-from swarmd.peers import Address
+from swarmd.peers import Address, parse_address
 from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 
-__all__ = ["DEFAULT_PORTS", "DaemonConfig", "check_host"]
+__all__ = ["DEFAULT_PORTS", "DaemonConfig", "announced_address", "check_host"]
 
 DEFAULT_PORTS = range(31330, 31362)
 """Where a daemon without `--port` listens: the first free one, so that several share a machine."""
@@ -25,12 +26,22 @@ class DaemonConfig:
     """A folder, a `.gguf` file, a hub id, or None for the embedded default model."""
     blocks: BlockRequest = AUTO
     peers: tuple[Address, ...] = ()
+    expected: Mapping[Address, PeerId] = field(default_factory=dict)
+    """Who must answer at some of `peers`: an invite names the node beside its address."""
+    keys: KeyRing = PUBLIC_KEYS
+    """Of the swarm to join; the public one unless a key file or an invite says otherwise. Who
+    holds none of them gets no answer."""
+    key_file: Path | None = None
+    """Where `keys` were read; `swarmd invite` reads them there again."""
+    lan: bool = True
+    """Announce and look for nodes on the local network; never done on loopback."""
     host: str = "127.0.0.1"
     """Whoever reaches a node of a swarm that it may enter uses its compute, so a node listens on
     loopback unless told otherwise."""
     port: int | None = None
     advertise: str | None = None
-    """The address that others dial; needed where `host` is a wildcard."""
+    """HOST or HOST:PORT that others dial; needed where `host` is a wildcard, and where a router
+    forwards another port."""
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
@@ -55,8 +66,6 @@ class DaemonConfig:
     drain_timeout: float = 10.0
     """On SIGTERM, how long sessions may go on before they are cut (clients then replay)."""
     state_dir: Path | None = None
-    keys: KeyRing = PUBLIC_KEYS
-    """Of the swarm: who holds none of them gets no byte over TCP."""
     allow: frozenset[PeerId] | None = None
     """Diallers that are served; None serves everybody in the swarm."""
     relaying: bool = True
@@ -71,4 +80,23 @@ def check_host(host: str, advertise: str | None) -> str:
         raise UsageError(
             f"--host {host} listens everywhere; say by --advertise which address others can dial"
         )
-    return advertise or host
+    return host if advertise is None else _advertised(advertise)[0]
+
+
+def announced_address(host: str, bound: int, advertise: str | None) -> Address:
+    """What others dial: `host` at the port that `--advertise` names, else at the `bound` port."""
+    port = None if advertise is None else _advertised(advertise)[1]
+    return Address(host, bound if port is None else port)
+
+
+def _advertised(text: str) -> tuple[str, int | None]:
+    """Host and port of `--advertise HOST[:PORT]`. Raises UsageError."""
+    if ":" not in text:
+        if not text.strip():
+            raise UsageError("--advertise is empty; give HOST or HOST:PORT")
+        return text.strip(), None
+    try:
+        address = parse_address(text)
+    except UsageError as error:
+        raise UsageError(f"--advertise {text}: {error}") from error
+    return address.host, address.port

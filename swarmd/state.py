@@ -5,6 +5,8 @@ daemons on a machine; each daemon takes an identity of its own.
 `identity/N.key`             32 raw bytes, mode 0600; locked by the daemon that uses it
 `identity/ID.old`            the same, of an identity that was given up; ID is its peer id
 `peers.json`                 contacts that answered lately (see :mod:`swarmd.dht.peers_file`)
+`peers-SWARM.json`           the same, of a private swarm
+`running/PEER.json`          nodes that run now (see :mod:`swarmd.running`)
 `throughput.json`            speeds measured on this machine
 `evidence.json`              peers that gave wrong outputs (see :mod:`swarmd.client.evidence`)
 ============================ ================================================================
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ import platformdirs
 
 from swarmd.errors import StateError
 from swarmd.identity import Identity, PeerId
+from swarmd.swarm_key import PUBLIC_SWARM_KEY, KeyRing, SwarmKey
 
 try:
     import fcntl
@@ -67,9 +71,26 @@ class StateFolder:
                 "--state-dir or $SWARMD_STATE"
             ) from error
 
-    @property
-    def peers_file(self) -> Path:
-        return self.path / "peers.json"
+    def peers_file(self, keys: KeyRing) -> Path:
+        """One file for each swarm, so that contacts of one are not asked for another. When a key
+        changes, the contacts that were known under the one before are taken along.
+
+        Raises StateError if that cannot be written.
+        """
+        path = self._peers_file(keys.current)
+        if keys.previous is not None and not path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    shutil.copyfile(self._peers_file(keys.previous), path)
+                except FileNotFoundError:
+                    raise
+                except OSError as error:
+                    raise StateError(f"cannot write {path}: {error.strerror}") from error
+        return path
+
+    def _peers_file(self, key: SwarmKey) -> Path:
+        public = key == PUBLIC_SWARM_KEY
+        return self.path / ("peers.json" if public else f"peers-{key.swarm_id.hex()[:16]}.json")
 
     @property
     def throughput_file(self) -> Path:

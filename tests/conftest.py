@@ -16,6 +16,8 @@ import pytest
 from swarmd.cli.runtime import prepare_libraries
 
 prepare_libraries()  # as every command does, before anything imports torch
+# Nothing may leave this machine: tests that look around do so in network namespaces.
+os.environ["SWARMD_NO_LAN"] = "1"
 
 
 def _descriptors() -> dict[str, str]:

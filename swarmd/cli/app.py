@@ -21,6 +21,8 @@ COMMANDS = {
     "serve": ("swarmd.cli.serve", "Hold blocks of a model and serve them to the swarm."),
     "generate": ("swarmd.cli.generate", "Generate text with a model that the swarm serves."),
     "peers": ("swarmd.cli.peers", "Show who holds which blocks."),
+    "invite": ("swarmd.cli.invite", "Print an invite by which another machine joins."),
+    "key": ("swarmd.cli.key", "Make, show and change the key of a private swarm."),
     "convert": ("swarmd.cli.convert", "Make a swarmd model folder, one file a block."),
     "identity": ("swarmd.cli.identity", "Show who this machine's nodes are, or make another."),
     "version": ("swarmd.cli.version", "Print the version."),

@@ -15,9 +15,17 @@ from typing import Any
 import click
 
 from swarmd.cli.app import STARTED
-from swarmd.cli.options import log_options, model_option, peer_option, state_option
+from swarmd.cli.membership import Membership, membership
+from swarmd.cli.options import (
+    log_options,
+    model_option,
+    peer_option,
+    state_option,
+    swarm_options,
+)
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
 from swarmd.errors import UsageError
+from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.state import StateFolder
 
@@ -28,7 +36,8 @@ __all__ = ["command"]
 class _Request:
     prompt: str
     model: str | None
-    peers: tuple[Address, ...]
+    member: Membership
+    lan: bool
     max_new_tokens: int
     stops: tuple[str, ...]
     chat: bool
@@ -45,6 +54,7 @@ class _Request:
 @click.argument("prompt")
 @model_option
 @peer_option
+@swarm_options
 @click.option(
     "--max-new-tokens", "-n", type=click.IntRange(1, 1 << 20), default=128, show_default=True
 )
@@ -89,7 +99,10 @@ class _Request:
 def command(
     prompt: str,
     model: str | None,
-    peers: tuple[Address, ...],
+    peers: tuple[Address | Invite, ...],
+    invites: tuple[Invite, ...],
+    swarm_key: Path | None,
+    no_lan: bool,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -118,8 +131,8 @@ def command(
     if prompt == "-":
         prompt = sys.stdin.read()
     request = _Request(
-        prompt, model, peers, max_new_tokens, stops, chat, system, wait, verify, as_json,
-        threads, state_dir, known,
+        prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
+        chat, system, wait, verify, as_json, threads, state_dir, known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -159,8 +172,14 @@ async def _generate(request: _Request, sampling: Any) -> None:
     liars = await asyncio.to_thread(evidence.liars, time.time())
     with ProgressBars() as bars:
         folder = await resolve_client_folder(request.model, bars.update)
+    member = request.member
     async with SwarmClient(
-        request.peers, state_dir=request.state_dir, known=request.known
+        member.addresses,
+        state_dir=request.state_dir,
+        keys=member.keys,
+        expected=member.expected,
+        lan=request.lan,
+        known=request.known,
     ) as swarm:
         pool = await swarm.pool(folder.model_id)
         router = swarm.router(

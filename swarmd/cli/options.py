@@ -11,6 +11,7 @@ import click
 from swarmd.blocks import BlockRequest, parse_blocks
 from swarmd.errors import UsageError
 from swarmd.identity import PeerId
+from swarmd.invite import PREFIX, Invite
 from swarmd.peers import Address, parse_address
 
 __all__ = [
@@ -20,13 +21,25 @@ __all__ = [
     "model_option",
     "peer_option",
     "state_option",
+    "swarm_key_option",
+    "swarm_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _addresses(_ctx: click.Context, _param: click.Parameter, values: Any) -> tuple[Address, ...]:
-    return tuple(parse_address(value) for value in values)
+def _nodes(
+    _ctx: click.Context, _param: click.Parameter, values: Any
+) -> tuple[Address | Invite, ...]:
+    """Callback of `--peer`: an invite does as well."""
+    return tuple(
+        Invite.parse(value) if value.strip().startswith(PREFIX) else parse_address(value)
+        for value in values
+    )
+
+
+def _invites(_ctx: click.Context, _param: click.Parameter, values: Any) -> tuple[Invite, ...]:
+    return tuple(Invite.parse(value) for value in values)
 
 
 def blocks_value(_ctx: click.Context, _param: click.Parameter, value: str) -> BlockRequest:
@@ -49,9 +62,38 @@ def peer_option(command: F) -> F:
         "peers",
         multiple=True,
         metavar="HOST:PORT",
-        callback=_addresses,
-        help="A node of the swarm; may be given several times. "
-        "[default: nodes remembered on this machine]",
+        callback=_nodes,
+        help="A node of the swarm, or an invite; may be given several times. "
+        "[default: nodes remembered on this machine, then those of the local network]",
+    )(command)
+
+
+def swarm_options(command: F) -> F:
+    """`--invite`, `--swarm-key` and `--no-lan`."""
+    command = click.option(
+        "--no-lan",
+        is_flag=True,
+        envvar="SWARMD_NO_LAN",
+        help="Do not look for nodes on the local network; also $SWARMD_NO_LAN=1.",
+    )(command)
+    command = swarm_key_option(command)
+    return click.option(
+        "--invite",
+        "invites",
+        multiple=True,
+        metavar="INVITE",
+        callback=_invites,
+        help="An invite, as printed by: swarmd invite.",
+    )(command)
+
+
+def swarm_key_option(command: F) -> F:
+    return click.option(
+        "--swarm-key",
+        type=click.Path(dir_okay=False, path_type=Path),
+        envvar="SWARMD_SWARM_KEY",
+        help="The key file of a private swarm; see: swarmd key. [default: $SWARMD_SWARM_KEY, "
+        "else the public swarm]",
     )(command)
 
 

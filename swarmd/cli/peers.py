@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from swarmd.cli.options import log_options, peer_option, state_option
+from swarmd.cli.membership import Membership, membership
+from swarmd.cli.options import log_options, peer_option, state_option, swarm_options
 from swarmd.cli.peers_table import ModelPeers, show
 from swarmd.cli.runtime import run, set_up_logging
+from swarmd.invite import Invite
 from swarmd.peers import Address, PeerState
 from swarmd.routing.probe import probe_rtts
 
@@ -21,11 +22,15 @@ __all__ = ["command"]
 
 @click.command("peers")
 @peer_option
+@swarm_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @state_option
 @log_options
 def command(
-    peers: tuple[Address, ...],
+    peers: tuple[Address | Invite, ...],
+    invites: tuple[Invite, ...],
+    swarm_key: Path | None,
+    no_lan: bool,
     as_json: bool,
     state_dir: Path | None,
     verbose: bool,
@@ -33,7 +38,8 @@ def command(
 ) -> None:
     """Show who holds which blocks, for every model that the swarm serves."""
     set_up_logging(log_format, verbose=verbose, quiet=True)
-    models = run(_collect(peers, state_dir))
+    member = membership(peers, invites, swarm_key)
+    models = run(_collect(member, not no_lan, state_dir))
     if as_json:
         # json escapes what a terminal might obey: no `ensure_ascii=False` here
         click.echo(json.dumps({"models": [_as_json(model) for model in models]}, indent=1))
@@ -44,12 +50,18 @@ def command(
         show(model, now=time.time())
 
 
-async def _collect(contacts: Sequence[Address], state_dir: Path | None) -> list[ModelPeers]:
+async def _collect(member: Membership, lan: bool, state_dir: Path | None) -> list[ModelPeers]:
     from swarmd.client.swarm import SwarmClient
     from swarmd.wire.ping import ping
 
     models = []
-    async with SwarmClient(contacts, state_dir=state_dir) as swarm:
+    async with SwarmClient(
+        member.addresses,
+        state_dir=state_dir,
+        keys=member.keys,
+        expected=member.expected,
+        lan=lan,
+    ) as swarm:
         pool = await swarm.pool()
         for model_id in sorted(await swarm.directory.models()):
             peers = await swarm.directory.fetch(model_id)

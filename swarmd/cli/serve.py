@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from swarmd.blocks import BlockRequest
+from swarmd.cli.membership import membership
 from swarmd.cli.options import (
     allow_option,
     blocks_value,
@@ -18,10 +19,12 @@ from swarmd.cli.options import (
     model_option,
     peer_option,
     state_option,
+    swarm_options,
 )
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
 from swarmd.config import DaemonConfig
 from swarmd.identity import PeerId
+from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.sizes import parse_size
 
@@ -44,13 +47,19 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
 )
 @model_option
 @peer_option
+@swarm_options
 @click.option("--host", default=_defaults.host, show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     help="TCP and UDP port. [default: the first free one from 31330 on]",
 )
-@click.option("--advertise", metavar="HOST", help="Address that others dial. [default: --host]")
+@click.option(
+    "--advertise",
+    metavar="HOST[:PORT]",
+    help="Address that others dial, with the port if a router forwards another one. "
+    "[default: --host and --port]",
+)
 @click.option(
     "--memory",
     callback=_size,
@@ -111,7 +120,10 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
 def command(
     blocks: BlockRequest,
     model: str | None,
-    peers: tuple[Address, ...],
+    peers: tuple[Address | Invite, ...],
+    invites: tuple[Invite, ...],
+    swarm_key: Path | None,
+    no_lan: bool,
     host: str,
     port: int | None,
     advertise: str | None,
@@ -135,13 +147,19 @@ def command(
     \b
     swarmd serve                                   starts a swarm, or joins one on this machine
     swarmd serve --peer 192.0.2.7:31330            joins another machine's swarm
+    swarmd serve --invite swarmd-invite-1-…        the same, by the line of: swarmd invite
     swarmd serve --blocks 10:20 --model ./llama    serves ten given blocks of a model folder
     """
     set_up_logging(log_format, verbose=verbose)
+    swarm = membership(peers, invites, swarm_key)
     config = DaemonConfig(
         model=model,
         blocks=blocks,
-        peers=peers,
+        peers=swarm.addresses,
+        expected=swarm.expected,
+        keys=swarm.keys,
+        key_file=swarm.key_file,
+        lan=not no_lan,
         host=host,
         port=port,
         advertise=advertise,
@@ -200,6 +218,8 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: int, daemon: Any) -> Non
 async def _tell_when_ready(daemon: Any, config: DaemonConfig) -> None:
     await daemon.ready.wait()
     model = f" --model {config.model}" if config.model else ""
+    if not config.keys.is_public:
+        model += f" --swarm-key {config.key_file or 'FILE'}"
     stderr.print(
         f"\nTo add a machine:   swarmd serve{model} --peer {daemon.address}\n"
         f'To use the swarm:   swarmd generate{model} --peer {daemon.address} "Hello"\n',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from swarmd.client.router import Router
@@ -13,7 +13,7 @@ from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import Directory
 from swarmd.dht.peers_file import PeersFile
 from swarmd.errors import BootstrapFailed, NoRoute
-from swarmd.identity import Identity
+from swarmd.identity import Identity, PeerId
 from swarmd.peers import Address, ModelId
 from swarmd.routing.chain import Chain
 from swarmd.state import StateFolder
@@ -35,9 +35,12 @@ _NOBODY = (
 class SwarmClient:
     """`async with SwarmClient(peers) as swarm:` is connected on entry.
 
-    Without `peers` the nodes that are remembered on this machine are asked. Raises
-    BootstrapFailed when nobody answers. A client makes up an identity for each run; one that is
-    to be `known` to nodes with an allow-list takes one of the state folder's (StateError).
+    Without `peers` the nodes that are remembered on this machine are asked, and with `lan` those
+    of the local network where none is remembered or none of them answers. The local network is
+    left alone if all that are remembered are on loopback: the swarm is one of this machine.
+    `expected` says who must answer at some of `peers`. Raises BootstrapFailed when nobody answers.
+    A client makes up an identity for each run; one that is to be `known` to nodes with an
+    allow-list takes one of the state folder's (StateError).
     """
 
     def __init__(
@@ -47,24 +50,49 @@ class SwarmClient:
         state_dir: Path | None = None,
         keys: KeyRing = PUBLIC_KEYS,
         known: bool = False,
+        expected: Mapping[Address, PeerId] | None = None,
+        lan: bool = True,
     ) -> None:
         """`keys` of the swarm to join; `known`: as an identity of the state folder."""
         self._state = StateFolder(state_dir)
-        self._peers_file = PeersFile(self._state.peers_file)
+        self._peers_file = PeersFile(self._state.peers_file(keys))
         self._given = tuple(peers)
         self._keys = keys
         self._known = known
         self._identity = Identity.generate()
+        self._expected = dict(expected or {})
+        self._lan = lan
         self._stack = contextlib.AsyncExitStack()
         self._rng = random.Random()
 
     async def __aenter__(self) -> SwarmClient:
-        contacts = self._given
-        if not contacts:
-            remembered = await self._peers_file.async_load()
-            contacts = tuple(address for _, address, _ in remembered)
-        if not contacts:
+        if self._given:
+            await self._enter(self._given, 5.0)
+            return self
+        remembered = [address for _, address, _ in await self._peers_file.async_load()]
+        if remembered:
+            try:
+                await self._enter(remembered, 2.0)
+                return self
+            except BootstrapFailed as error:
+                if not self._lan or all(address.is_loopback for address in remembered):
+                    raise BootstrapFailed(_NOBODY) from error
+        near = await self._neighbours() if self._lan else []
+        if not near:
             raise BootstrapFailed(_NOBODY)
+        try:
+            await self._enter(near, 2.0)
+        except BootstrapFailed as error:
+            raise BootstrapFailed(_NOBODY) from error
+        return self
+
+    async def _neighbours(self) -> list[Address]:
+        from swarmd.lan.neighbours import find_neighbours  # 0.1 s of imports, rarely needed
+
+        return await find_neighbours([key.swarm_id for key in self._keys.accepted])
+
+    async def _enter(self, contacts: Sequence[Address], timeout: float) -> None:
+        """Open the directory on `contacts`. Raises BootstrapFailed."""
         config = DhtConfig(host=_interface(contacts), serving=False, keys=self._keys)
         async with contextlib.AsyncExitStack() as stack:
             if self._known:
@@ -72,14 +100,8 @@ class SwarmClient:
             self.directory = await stack.enter_async_context(
                 Directory(config, self._identity, peers_file=self._peers_file)
             )
-            try:
-                await self.directory.bootstrap(contacts, timeout=5.0 if self._given else 2.0)
-            except BootstrapFailed as error:
-                if self._given:
-                    raise
-                raise BootstrapFailed(_NOBODY) from error
+            await self.directory.bootstrap(contacts, timeout=timeout, expected=self._expected)
             self._stack = stack.pop_all()
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()

@@ -140,16 +140,24 @@ class Directory:
         """The sequence number of our newest announcement; 0 before the first."""
         return self._sequence
 
-    async def bootstrap(self, contacts: Sequence[Address], timeout: float = 5.0) -> int:
+    async def bootstrap(
+        self,
+        contacts: Sequence[Address],
+        timeout: float = 5.0,
+        *,
+        expected: Mapping[Address, PeerId] | None = None,
+    ) -> int:
         """Join by `contacts`, or without any by peers of the peers file. Returns how many
         contacts were verified.
 
         Goes on at the first answer while the others are still tried, for `timeout` seconds in
         all. What was given, and the file, are tried again whenever this node has lost all its
         contacts. Raises BootstrapFailed if contacts were given and none of them answered: who
-        names a swarm does not want to end up in another one.
+        names a swarm does not want to end up in another one. `expected` says who must answer at
+        some of the addresses, as an invite does; the answer's signature proves it.
         """
         server = self._running()
+        server.expected.update(expected or {})
         given = [address for address in dict.fromkeys(contacts) if address != self.address]
         self._known = list(dict.fromkeys([*self._known, *given]))
         found = await server.bootstrap(given or await self._candidates(), timeout)
@@ -160,6 +168,18 @@ class Directory:
                 f"no answer within {timeout:g} s from {names}; check that the peer runs, that "
                 "its UDP port is open, and that both use the same swarm key"
             )
+        if found:
+            self._joined.set()
+            await self._remember()
+        return found
+
+    async def meet(self, contacts: Sequence[Address], timeout: float = 2.0) -> int:
+        """Verify nodes that were found in passing, such as on the local network; returns how many
+        contacts there are then, 0 if none of these answered. They are not remembered unless they
+        answer, and looking for others does not end with them."""
+        server = self._running()
+        found = await server.bootstrap([a for a in contacts if a != self.address], timeout)
+        self._bootstrapped = True
         if found:
             self._joined.set()
             await self._remember()

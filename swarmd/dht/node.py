@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from swarmd.dht.records import INDEX_KEY, Record
 from swarmd.dht.shards import Depth, Shard
 from swarmd.dht.storage import PutStatus, RecordStorage
 from swarmd.errors import PortInUse, UsageError
-from swarmd.identity import Identity
+from swarmd.identity import Identity, PeerId
 from swarmd.peers import Address
 from swarmd.tasks import TaskOwner
 
@@ -35,6 +36,8 @@ MAX_KEYS_WRITTEN = 64
 through a cascade."""
 MORE_VOTES = 2
 """Holders that must say `more` before a reader goes deeper: one liar alone makes no work."""
+log = logging.getLogger(__name__)
+
 _LEAST_JOIN_TIME = 1.0
 """Seconds for the lookup of our own id, even if the first contact answered late."""
 
@@ -90,6 +93,8 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         self._replicas: Memory[bytes, _Replicas] = Memory(MAX_KEYS_WRITTEN)
         self._depth = Depth(config.probe_period)
         self._version = 4
+        self.expected: dict[Address, PeerId] = {}
+        """Who must answer at some addresses; another node there does not count as an answer."""
 
     # --- the socket ---
 
@@ -192,6 +197,15 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
             return False
         found = await self.protocol.call_ping(Node(bytes(20), host, address.port), tries)
         if found is None or found.id == self.node.id:
+            return False
+        meant = self.expected.get(address)
+        if meant is not None and found.id != meant:
+            log.warning(
+                "peer %s answers at %s, where %s was expected; ask for a new invite",
+                PeerId(found.id).short,
+                address,
+                meant.short,
+            )
             return False
         await self.protocol.add_verified(found)
         return True

@@ -4,7 +4,8 @@ Task tree (every task has an owner that awaits it)::
 
     Daemon.run
     ├── Directory          the DHT's socket, its table refresh and its other periodic work
-    ├── services           the announcer; its failure stops the node
+    ├── services           the announcer, whose failure stops the node; the check of reachability
+    ├── Meeting            what is heard of on the local network; a failure is one warning
     ├── Engine             one thread; the only one that touches weights and caches
     └── connections        a task for each accepted connection; its failure is one warning
 
@@ -18,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -34,17 +36,18 @@ from swarmd.compute.memory import MemoryPlan
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.compute.source import resolve_model
 from swarmd.compute.throughput import measured_or_cached
-from swarmd.config import DEFAULT_PORTS, DaemonConfig, check_host
+from swarmd.config import DEFAULT_PORTS, DaemonConfig, announced_address, check_host
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import Directory
 from swarmd.dht.node import resolve
 from swarmd.dht.peers_file import PeersFile
-from swarmd.errors import BootstrapFailed, PortInUse, StateError, SwarmdError, UsageError
+from swarmd.errors import PortInUse, StateError, SwarmdError, UsageError
 from swarmd.identity import Identity, PeerId
 from swarmd.node.announced import Announced
 from swarmd.node.announcer import Announcer
 from swarmd.node.joining import Claims, block_count, choose_blocks
 from swarmd.node.limits import SessionLimits
+from swarmd.node.meeting import Meeting
 from swarmd.node.memory_probe import (
     available_memory,
     kv_bytes_per_token,
@@ -52,8 +55,10 @@ from swarmd.node.memory_probe import (
     use_one_arena,
 )
 from swarmd.node.reach import Reach
+from swarmd.node.reachability import DialBack
 from swarmd.node.sessions import SessionServer
 from swarmd.peers import Address, PeerState
+from swarmd.running import RunningNode, noted
 from swarmd.state import StateFolder
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
@@ -117,9 +122,10 @@ class Daemon:
             identity = stack.enter_context(self.state.identity())
             self.peer_id = identity.peer_id
             directory = await stack.enter_async_context(self._directory(identity))
-            self.address = Address(host, directory.address.port)
+            self.address = announced_address(host, directory.address.port, config.advertise)
+            self._greeting = Greeting(None, identity, config.keys)
             pool = await stack.enter_async_context(
-                Pool(Greeting(folder.model_id, identity, config.keys))
+                Pool(dataclasses.replace(self._greeting, model_id=folder.model_id))
             )
             announced = Announced(config, folder, identity.peer_id, self.address)
             announcer = Announcer(
@@ -135,7 +141,11 @@ class Daemon:
             closed_door = await turn_away(self._socket.dup())
             stack.callback(closed_door.close)
             try:
-                await self._join(directory)
+                await self._remember_self()
+                meeting = await stack.enter_async_context(
+                    Meeting(config, directory, self._peers_file())
+                )
+                await meeting.join(self.address)
                 self._check_stop()
                 announced.span = await self._claim(directory, announcer, announced)
                 services.spawn(announcer.run(), name="announcer")
@@ -207,14 +217,21 @@ class Daemon:
             release_unused_memory()
             if not self._stop.is_set():
                 closed_door.close()
-                reach = Reach(directory, announcer, announced, door, self._rng)
+                reach = Reach(directory, announcer, announced, door, self._greeting, self._rng)
                 await self._serve(announcer, announced, engine, reach)
 
     async def _serve(
         self, announcer: Announcer, announced: Announced, engine: Engine, reach: Reach
     ) -> None:
         limits = _session_limits(self.config)
-        server = SessionServer(reach.door, announced.model, engine, limits, desk=reach.desk)
+        server = SessionServer(
+            reach.door,
+            announced.model,
+            engine,
+            limits,
+            desk=reach.desk,
+            dial_back=DialBack(self._greeting),
+        )
         async with TaskOwner("connections") as connections:
 
             def accept(connection: Connection) -> None:
@@ -246,8 +263,9 @@ class Daemon:
                     time.monotonic() - self._began,
                 )
                 await self._remember_self()
-                self.ready.set()
-                await self._stop.wait()
+                with self._noted(announced.peer_id):
+                    self.ready.set()
+                    await self._stop.wait()
             finally:
                 await self._drain(announcer, server, listener)
                 reach.end()
@@ -258,7 +276,23 @@ class Daemon:
         assert self.address is not None
         with contextlib.suppress(StateError):  # a convenience; the node serves without it
             own = (self.peer_id, self.address, time.time())
-            await PeersFile(self.state.peers_file).async_record([own])
+            await self._peers_file().async_record([own])
+
+    @contextlib.contextmanager
+    def _noted(self, peer_id: PeerId) -> Iterator[None]:
+        """`swarmd invite` finds the node meanwhile; a node serves as well without that."""
+        assert self.address is not None
+        keys, file = self.config.keys, self.config.key_file
+        node = RunningNode(peer_id, self.address, keys.current.swarm_id, file)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(noted(self.state.path, node))
+            except StateError as error:
+                log.warning("%s", error)
+            yield
+
+    def _peers_file(self) -> PeersFile:
+        return PeersFile(self.state.peers_file(self.config.keys))
 
     async def _drain(self, announcer: Announcer, server: SessionServer, listener: Listener) -> None:
         """Let sessions finish; limited in time, whatever the network does."""
@@ -280,7 +314,7 @@ class Daemon:
         finally:  # once begun, the thread ends its work also if this task is cancelled again
             with contextlib.suppress(StateError):
                 own = [self.peer_id] if self.peer_id else []
-                await PeersFile(self.state.peers_file).async_forget(own)
+                await self._peers_file().async_forget(own)
         log.info("left the swarm")
 
     @contextlib.asynccontextmanager
@@ -298,7 +332,7 @@ class Daemon:
                 ),
                 identity,
                 rng=self._rng,
-                peers_file=PeersFile(self.state.peers_file),
+                peers_file=self._peers_file(),
             )
             try:
                 async with contextlib.AsyncExitStack() as stack:
@@ -313,25 +347,6 @@ class Daemon:
             async with kept:
                 yield directory
             return
-
-    async def _join(self, directory: Directory) -> None:
-        """Contact the swarm: the given peers must answer, remembered ones may.
-
-        A node notes itself before it looks for others, so of two that start at once at least one
-        finds the other.
-        """
-        await self._remember_self()
-        known = await PeersFile(self.state.peers_file).async_load()
-        remembered = [address for _, address, _ in known if address != self.address]
-        if self.config.peers:
-            found = await directory.bootstrap(self.config.peers)
-            log.info("joined the swarm through %d contacts", found)
-            return
-        with contextlib.suppress(BootstrapFailed):
-            if await directory.bootstrap(remembered, timeout=2.0):
-                log.info("joined the swarm through peers remembered on this machine")
-                return
-        log.info("no peer is known: this node starts a swarm")
 
     async def _claim(
         self, directory: Directory, announcer: Announcer, announced: Announced

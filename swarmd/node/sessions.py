@@ -33,6 +33,7 @@ from swarmd.errors import (
 )
 from swarmd.node.limits import SessionLimits
 from swarmd.node.quotas import Guest, Quotas
+from swarmd.node.reachability import DialBack
 from swarmd.node.served import ServedModel, Statistics
 from swarmd.node.step_queue import StepQueue
 from swarmd.relay.desk import RelayDesk
@@ -44,6 +45,7 @@ from swarmd.wire.messages import (
     PROTOCOL_VERSION,
     Close,
     Closed,
+    Dialback,
     Message,
     Open,
     Opened,
@@ -55,6 +57,7 @@ from swarmd.wire.messages import (
     Welcome,
 )
 from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, decode, encode
+from swarmd.wire.transport import Greeting
 
 __all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
 
@@ -87,8 +90,12 @@ class SessionServer:
         limits: SessionLimits | None = None,
         *,
         desk: RelayDesk | None = None,
+        dial_back: DialBack | None = None,
     ) -> None:
+        """`desk` relays for others; `dial_back` dials for those who ask whether they can be
+        reached."""
         self.door = door
+        self._dial_back = dial_back or DialBack(Greeting(None, door.identity, door.keys))
         self.model = model
         self.engine = engine
         self.limits = limits or SessionLimits()
@@ -199,6 +206,14 @@ class SessionServer:
                 await self._serve_session(connection, message, live)
             elif isinstance(message, Reserve):
                 await self._relay(connection)
+            elif isinstance(message, Dialback):
+                try:
+                    source = connection.address.host  # never an address that the asker names
+                    answer = await self._dial_back.answer(source, message.port, connection.peer_id)
+                except RemoteError as error:
+                    await self._refuse(connection, error)
+                    continue
+                await self._send(connection, answer)
             else:  # a step or close in IDLE is refused by the protocol already
                 raise BadRequest(f"{message.TYPE} is not expected here")
 

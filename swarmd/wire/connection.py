@@ -166,7 +166,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.state is State.ENDED:  # the peer said goodbye first
             await self.close()
             return False
-        fatal = step is None and self.state not in (State.OPENING, State.RESERVING)
+        asking = (State.OPENING, State.RESERVING, State.DIALLING)
+        fatal = step is None and self.state not in asking
         with contextlib.suppress(ConnectionLost):
             await self.send(ErrorMessage.of(error, step=step, fatal=fatal))
         if fatal:

@@ -9,6 +9,7 @@ table.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -30,6 +31,8 @@ __all__ = [
     "Challenge",
     "Close",
     "Closed",
+    "Dialback",
+    "Dialled",
     "ErrorMessage",
     "Hello",
     "Incoming",
@@ -316,6 +319,28 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialback:
+    """Asks the listener to dial `port` at the address from which this connection came."""
+
+    TYPE: ClassVar[str] = "dialback"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"port": _integer(1, 65535)}
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """Answer to `dialback`: whether the asker was greeted there, and the IP address dialled."""
+
+    TYPE: ClassVar[str] = "dialled"
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "reachable": lambda value: _boolean(value),
+        "host": lambda value: _ip(value),
+    }
+    reachable: bool
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorMessage:
     """A typed refusal. `step` is set where it answers a step. `fatal`: the connection ends."""
 
@@ -351,6 +376,10 @@ def _boolean(value: object) -> bool:
     return value
 
 
+def _ip(value: object) -> str:
+    return str(ipaddress.ip_address(_text(value)))
+
+
 Message: TypeAlias = (
     Challenge
     | Hello
@@ -366,6 +395,8 @@ Message: TypeAlias = (
     | Incoming
     | Ping
     | Pong
+    | Dialback
+    | Dialled
     | ErrorMessage
 )
 
@@ -373,7 +404,7 @@ MESSAGES: dict[str, type[Any]] = {
     cls.TYPE: cls
     for cls in (
         Challenge, Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Reserve, Reserved,
-        Incoming, Ping, Pong, ErrorMessage,
+        Incoming, Ping, Pong, Dialback, Dialled, ErrorMessage,
     )
 }  # fmt: skip
 

@@ -13,9 +13,11 @@ then carries one session at a time, in the manner of HTTP/1.1::
 
     IDLE --reserve--> RESERVING --reserved--> RESERVED --incoming*
 
-`ping` and `pong` may be said whenever the connection is greeted. A fatal `error` ends it from any
-state. Several steps may be under way at once; they are answered in order. Sessions belong to
-their connection: a session's id means nothing on another one, so it cannot be hijacked by guessing.
+An idle connection may also carry a `dialback`, which `dialled` or an `error` answers (DIALLING).
+`ping` and `pong` may be said whenever the connection is greeted and not DIALLING. A fatal `error`
+ends it from any state. Several steps may be under way at once; they are answered in order. Sessions
+belong to their connection: a session's id means nothing on another one, so it cannot be hijacked by
+guessing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from swarmd.wire.messages import (
     Challenge,
     Close,
     Closed,
+    Dialback,
+    Dialled,
     ErrorMessage,
     Hello,
     Incoming,
@@ -76,6 +80,7 @@ class State(enum.Enum):
     CLOSING = "closing"
     RESERVING = "reserving"
     RESERVED = "reserved"
+    DIALLING = "dialling"
     ENDED = "ended"
 
 
@@ -102,6 +107,9 @@ TRANSITIONS: dict[Key, State] = {
     (State.RESERVING, _L, Reserved): State.RESERVED,
     (State.RESERVING, _L, ErrorMessage): State.IDLE,
     (State.RESERVED, _L, Incoming): State.RESERVED,
+    (State.IDLE, _D, Dialback): State.DIALLING,
+    (State.DIALLING, _L, Dialled): State.IDLE,
+    (State.DIALLING, _L, ErrorMessage): State.IDLE,
 } | {
     (state, sender, message): state
     for state in (

@@ -10,6 +10,8 @@ from swarmd.wire.messages import (
     Challenge,
     Close,
     Closed,
+    Dialback,
+    Dialled,
     ErrorMessage,
     Hello,
     Incoming,
@@ -57,6 +59,9 @@ SAMPLES: list[Message] = [
     Incoming(b"t" * TICKET_BYTES),
     Ping(0),
     Pong(0xFFFFFFFF),
+    Dialback(65535),
+    Dialled(True, "192.0.2.7"),
+    Dialled(False, "2001:db8::7"),
     ErrorMessage("busy", "full", 1500, 3, False),
     ErrorMessage("bad_request", "", None, None, True),
 ]

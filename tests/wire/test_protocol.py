@@ -16,6 +16,8 @@ from swarmd.wire.messages import (
     Challenge,
     Close,
     Closed,
+    Dialback,
+    Dialled,
     ErrorMessage,
     Hello,
     Incoming,
@@ -64,6 +66,7 @@ PATHS[State.GREETING] = [*PATHS[State.CHALLENGED], (D, HELLO)]
 PATHS[State.IDLE] = [*PATHS[State.GREETING], (L, WELCOME)]
 PATHS[State.OPENING] = [*PATHS[State.IDLE], (D, OPEN)]
 PATHS[State.SESSION] = [*PATHS[State.OPENING], (L, OPENED)]
+PATHS[State.DIALLING] = [*PATHS[State.IDLE], (D, Dialback(31330))]
 PATHS[State.CLOSING] = [*PATHS[State.SESSION], (D, Close(SESSION))]
 PATHS[State.RESERVING] = [*PATHS[State.IDLE], (D, Reserve())]
 PATHS[State.RESERVED] = [*PATHS[State.RESERVING], (L, Reserved(2, 1000))]
@@ -119,6 +122,7 @@ def fitting(kind: type) -> Message:
         Output: output(0), Close: Close(SESSION), Closed: Closed(SESSION),
         ErrorMessage: ErrorMessage("busy", "full"), Reserve: Reserve(),
         Reserved: Reserved(2, 1000), Incoming: Incoming(bytes(TICKET_BYTES)),
+        Dialled: Dialled(True, "192.0.2.7"),
     }  # fmt: skip
     return fixed.get(kind) or kind(1)
 

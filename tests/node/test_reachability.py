@@ -1,0 +1,130 @@
+"""Dialling back: who is dialled, how often, and what the answers mean."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.nodes import free_port
+from swarmd.compute.model_folder import open_folder
+from swarmd.errors import Busy
+from swarmd.identity import PeerId
+from swarmd.node.dial_back_budget import IN_ALL, PER_HOST, PERIOD, DialBackBudget
+from swarmd.node.reachability import Answer, Reachability, Verdict, ask, verdict
+from swarmd.peers import Address
+from swarmd.wire.messages import Dialback, Dialled, Ping, Pong
+from swarmd.wire.transport import Greeting, dial
+from tests.conftest import Runner
+from tests.dht.swarm import info_of
+from tests.families import save_tiny
+from tests.local_swarm import LocalSwarm
+from tests.node.hostile_client import ALL
+
+OTHER = PeerId(b"o" * 20)
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> LocalSwarm:
+    folder: Path = save_tiny("llama", tmp_path_factory.mktemp("reach") / "llama")
+    return LocalSwarm(open_folder(folder))
+
+
+def test_a_peer_dials_back_and_says_what_it_found(swarm: LocalSwarm, run_async: Runner) -> None:
+    async def main() -> None:
+        async with swarm.running([ALL, ALL]):
+            helper, asker = swarm.peers
+            greeting = Greeting(peer_id=asker.identity.peer_id)
+            expected = helper.identity.peer_id
+            port = asker.address.port
+            good = Answer(True, "127.0.0.1")
+            assert await ask(helper.address, port, greeting, expected) == good
+            # nothing listens there
+            assert not (await ask(helper.address, free_port(), greeting, expected)).reachable
+            # another peer than the asker answers there
+            stranger = Greeting(peer_id=OTHER)
+            assert not (await ask(helper.address, port, stranger, expected)).reachable
+
+    run_async(main())
+
+
+def test_the_connection_goes_on_and_the_budget_ends(swarm: LocalSwarm, run_async: Runner) -> None:
+    async def main() -> None:
+        async with swarm.running([ALL]):
+            (helper,) = swarm.peers
+            greeted = await dial(helper.address, Greeting())
+            connection = greeted.connection
+            for _ in range(PER_HOST):
+                await connection.send(Dialback(free_port()))
+                assert (await connection.receive())[0] == Dialled(False, "127.0.0.1")
+            await connection.send(Dialback(free_port()))
+            error, _ = await connection.receive()
+            assert isinstance(error.to_error(), Busy)  # type: ignore[union-attr]
+            await connection.send(Ping(5))
+            assert (await connection.receive())[0] == Pong(5)
+            await connection.close()
+
+    run_async(main())
+
+
+def test_a_budget_is_a_budget_whatever_is_asked() -> None:
+    budget, rng, now = DialBackBudget(), random.Random(1), 0.0
+    taken: list[tuple[float, str]] = []
+    for _ in range(5000):
+        now += rng.expovariate(5)
+        host = f"192.0.2.{rng.randrange(40)}"
+        recent = [one for one in taken if one[0] > now - PERIOD]
+        free = len(recent) < IN_ALL and sum(one[1] == host for one in recent) < PER_HOST
+        assert budget.take(host, now) is free
+        if free:
+            taken.append((now, host))
+        assert len(budget._dials) <= IN_ALL
+    assert len(taken) > 100
+
+
+@pytest.mark.parametrize(
+    ("found", "means"),
+    [
+        ([], Verdict.UNKNOWN),
+        ([True], Verdict.REACHABLE),
+        ([False], Verdict.UNREACHABLE),
+        ([True, False], Verdict.REACHABLE),
+        ([True, False, False], Verdict.UNREACHABLE),
+        ([True, True, False], Verdict.REACHABLE),
+    ],
+)
+def test_what_answers_mean_together(found: list[bool], means: Verdict) -> None:
+    assert verdict([Answer(one, "192.0.2.1") for one in found]) is means
+
+
+def test_a_node_on_loopback_asks_nobody(run_async: Runner) -> None:
+    async def main() -> None:
+        async def fetch() -> list[object]:
+            raise AssertionError("asked")
+
+        greeting = Greeting(peer_id=OTHER)
+        rng = random.Random(1)
+        await Reachability(Address("127.0.0.1", 1), fetch, greeting, rng=rng).run()  # type: ignore[arg-type]
+
+    run_async(main())
+
+
+def test_silent_peers_are_no_verdict(run_async: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """Whom we cannot ask says nothing about us, and is no reason to warn."""
+    caplog.set_level(logging.INFO, logger="swarmd")
+
+    async def main() -> None:
+        silent = info_of(PeerId(b"s" * 20), address=Address("localhost", free_port()))
+        own = info_of(OTHER, address=Address("192.0.2.1", 1))
+
+        async def fetch() -> list[object]:
+            return [silent, own]
+
+        greeting = Greeting(peer_id=OTHER)
+        check = Reachability(Address("192.0.2.1", 1), fetch, greeting, rng=random.Random(1))  # type: ignore[arg-type]
+        assert await check.check() is Verdict.UNKNOWN
+
+    run_async(main())
+    assert caplog.records == []
