@@ -140,6 +140,7 @@ class Daemon:
             # Who dials by an old announcement learns at once that nobody serves here yet.
             closed_door = await turn_away(self._socket.dup())
             stack.callback(closed_door.close)
+            renewing: asyncio.Task[None] | None = None
             try:
                 await self._remember_self()
                 meeting = await stack.enter_async_context(
@@ -148,10 +149,13 @@ class Daemon:
                 await meeting.join(self.address)
                 self._check_stop()
                 announced.span = await self._claim(directory, announcer, announced)
-                services.spawn(announcer.run(), name="announcer")
+                renewing = services.spawn(announcer.run(), name="announcer")
                 door = Door(identity, config.keys, config.allow)
                 await self._load_and_serve(directory, announcer, announced, closed_door, door)
             finally:
+                if renewing is not None:  # nothing may be announced after the tombstone
+                    renewing.cancel()
+                    await asyncio.wait([renewing])
                 await self._withdraw(announcer)
 
     async def _folder(self, span: Span | None) -> ModelFolder:

@@ -136,7 +136,7 @@ def test_cache_room_of_an_address(stage: Stage, run_async: Runner) -> None:
     """Of 400 tokens one client may fill half, in any number of sessions."""
 
     async def work() -> None:
-        async with stage(limits=limits(), kv_tokens=400) as scene:
+        async with stage(limits=limits(kv_share=0.5), kv_tokens=400) as scene:
             async with caller(scene, 2) as one, caller(scene, 2) as two, caller(scene, 3) as other:
                 for stranger in (one, two, other):
                     await stranger.greet()

@@ -5,25 +5,32 @@ from __future__ import annotations
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.nodes import free_port
+from swarmd.blocks import BlockRequest
 from swarmd.compute.model_folder import open_folder
+from swarmd.config import DaemonConfig
 from swarmd.errors import Busy
-from swarmd.identity import PeerId
+from swarmd.identity import Identity, PeerId
+from swarmd.node.announced import Announced
 from swarmd.node.dial_back_budget import IN_ALL, PER_HOST, PERIOD, DialBackBudget
+from swarmd.node.reach import Reach
 from swarmd.node.reachability import Answer, Reachability, Verdict, ask, verdict
-from swarmd.peers import Address
+from swarmd.peers import Address, PeerInfo, PeerState
+from swarmd.tasks import TaskOwner
+from swarmd.wire.greeting import Door
 from swarmd.wire.messages import Dialback, Dialled, Ping, Pong
 from swarmd.wire.transport import Greeting, dial
 from tests.conftest import Runner
 from tests.dht.swarm import info_of
 from tests.families import save_tiny
 from tests.local_swarm import LocalSwarm
-from tests.node.hostile_client import ALL
+from tests.node.hostile_client import ALL, until
 
-OTHER = PeerId(b"o" * 20)
+OTHER = Identity.generate()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def test_a_peer_dials_back_and_says_what_it_found(swarm: LocalSwarm, run_async: 
     async def main() -> None:
         async with swarm.running([ALL, ALL]):
             helper, asker = swarm.peers
-            greeting = Greeting(peer_id=asker.identity.peer_id)
+            greeting = Greeting(identity=asker.identity)
             expected = helper.identity.peer_id
             port = asker.address.port
             good = Answer(True, "127.0.0.1")
@@ -44,7 +51,7 @@ def test_a_peer_dials_back_and_says_what_it_found(swarm: LocalSwarm, run_async: 
             # nothing listens there
             assert not (await ask(helper.address, free_port(), greeting, expected)).reachable
             # another peer than the asker answers there
-            stranger = Greeting(peer_id=OTHER)
+            stranger = Greeting()
             assert not (await ask(helper.address, port, stranger, expected)).reachable
 
     run_async(main())
@@ -104,7 +111,7 @@ def test_a_node_on_loopback_asks_nobody(run_async: Runner) -> None:
         async def fetch() -> list[object]:
             raise AssertionError("asked")
 
-        greeting = Greeting(peer_id=OTHER)
+        greeting = Greeting(identity=OTHER)
         rng = random.Random(1)
         await Reachability(Address("127.0.0.1", 1), fetch, greeting, rng=rng).run()  # type: ignore[arg-type]
 
@@ -117,14 +124,69 @@ def test_silent_peers_are_no_verdict(run_async: Runner, caplog: pytest.LogCaptur
 
     async def main() -> None:
         silent = info_of(PeerId(b"s" * 20), address=Address("localhost", free_port()))
-        own = info_of(OTHER, address=Address("192.0.2.1", 1))
+        own = info_of(OTHER.peer_id, address=Address("192.0.2.1", 1))
 
         async def fetch() -> list[object]:
             return [silent, own]
 
-        greeting = Greeting(peer_id=OTHER)
+        greeting = Greeting(identity=OTHER)
         check = Reachability(Address("192.0.2.1", 1), fetch, greeting, rng=random.Random(1))  # type: ignore[arg-type]
         assert await check.check() is Verdict.UNKNOWN
 
     run_async(main())
     assert caplog.records == []
+
+
+class _Quiet:
+    """Stands in for directory and announcer; notes what is announced."""
+
+    def __init__(self, peers: list[PeerInfo]) -> None:
+        self.state = PeerState.ONLINE
+        self.told: list[tuple[PeerState, Address]] = []
+        self.announced: Announced | None = None
+        self._peers = peers
+
+    async def fetch(self, _model_id: object) -> list[PeerInfo]:
+        return self._peers
+
+    async def announce(self, state: PeerState) -> None:
+        assert self.announced is not None
+        self.told.append((state, self.announced.address))
+
+
+@pytest.mark.parametrize("told_to", [False, True])
+def test_a_node_that_nobody_can_dial_seeks_a_relay(
+    told_to: bool, swarm: LocalSwarm, run_async: Runner
+) -> None:
+    async def main() -> None:
+        async with swarm.running([ALL, ALL]):
+            relay, hidden = swarm.peers
+            config = DaemonConfig(blocks=BlockRequest(span=ALL), relayed=told_to)
+            own = Address("127.0.0.1", 9)
+            announced = Announced(config, hidden.folder, hidden.identity.peer_id, own)
+            quiet: Any = _Quiet([relay.info, hidden.info])
+            quiet.announced = announced
+            door = Door(hidden.identity)
+            greeting = Greeting(identity=hidden.identity)
+            reach = Reach(quiet, quiet, announced, door, greeting, random.Random(1))
+            assert (reach.desk is None) is told_to
+            async with TaskOwner("reach") as owner:
+                await reach.begin(hidden.listener, owner)
+                if not told_to:
+                    assert quiet.told.pop() == (PeerState.ONLINE, own)
+                    reach.found(Verdict.UNREACHABLE)
+                    reach.found(Verdict.UNREACHABLE)
+                await until(lambda: quiet.told == [(PeerState.ONLINE, relay.address)])
+                relay.desk.close()
+                for connection in relay.connections:
+                    connection.abort()
+                lost = PeerState.JOINING if told_to else PeerState.ONLINE
+                await until(lambda: quiet.told[1:2] == [(lost, own)])
+                await until(lambda: quiet.told[2:] == [(PeerState.ONLINE, relay.address)])
+                if not told_to:
+                    reach.found(Verdict.REACHABLE)
+                    await until(lambda: quiet.told[3:] == [(PeerState.ONLINE, own)])
+                    await until(lambda: relay.desk.relayed == 0)
+            reach.end()
+
+    run_async(main())
