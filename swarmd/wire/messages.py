@@ -9,7 +9,6 @@ table.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -20,6 +19,7 @@ from swarmd.errors import REMOTE_ERRORS, BadRequest, InternalError, RemoteError,
 from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 from swarmd.peers import MODEL_ID_BYTES
 from swarmd.printable import printable
+from swarmd.wire.fields import MAX_TEXT, U32, boolean, byte_string, integer, ip_literal, text
 from swarmd.wire.proofs import CHALLENGE_BYTES, PROOF_BYTES, SIGNATURE_BYTES
 from swarmd.wire.tensors import TensorMeta
 
@@ -54,35 +54,9 @@ __all__ = [
 PROTOCOL_VERSION = 2
 SESSION_ID_BYTES = 16
 TICKET_BYTES = 16
-MAX_TEXT = 1024
 MAX_ERROR_TEXT = 500
 """Characters kept of a peer's sentence, which ends in logs and on terminals."""
 MAX_POSITION = 1 << 24
-_U32 = (1 << 32) - 1
-
-
-def _integer(low: int, high: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"not an integer in {low}..{high}")
-        return value
-
-    return check
-
-
-def _bytes(length: int, *, or_empty: bool = False) -> Callable[[object], bytes]:
-    def check(value: object) -> bytes:
-        if not isinstance(value, bytes) or not (len(value) == length or (or_empty and not value)):
-            raise ValueError(f"not {length} bytes")
-        return value
-
-    return check
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ValueError(f"not a text of at most {MAX_TEXT} characters")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +77,19 @@ def _successor(value: object) -> Successor | None:
         raise ValueError("not a successor")
     peer_id, host, port, start, end = value
     return Successor(
-        _bytes(PEER_ID_BYTES)(peer_id),
-        _text(host),
-        _integer(1, 65535)(port),
+        byte_string(PEER_ID_BYTES)(peer_id),
+        text(host),
+        integer(1, 65535)(port),
         _block(start),
         _block(end),
     )
 
 
-_block = _integer(0, 1 << 16)
-_session = _bytes(SESSION_ID_BYTES)
-_number = _integer(0, _U32)
-_position = _integer(0, MAX_POSITION)
-_tokens = _integer(1, MAX_POSITION)
+_block = integer(0, 1 << 16)
+_session = byte_string(SESSION_ID_BYTES)
+_number = integer(0, U32)
+_position = integer(0, MAX_POSITION)
+_tokens = integer(1, MAX_POSITION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +98,8 @@ class Challenge:
 
     TYPE: ClassVar[str] = "challenge"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        "nonce": _bytes(CHALLENGE_BYTES),
-        "proof": _bytes(PROOF_BYTES),
+        "nonce": byte_string(CHALLENGE_BYTES),
+        "proof": byte_string(PROOF_BYTES),
     }
     nonce: bytes
     proof: bytes
@@ -138,11 +112,11 @@ class Hello:
     TYPE: ClassVar[str] = "hello"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
         "version": _number,
-        "agent": _text,
-        "model_id": _bytes(MODEL_ID_BYTES, or_empty=True),
-        "public_key": _bytes(PUBLIC_KEY_BYTES),
-        "proof": _bytes(PROOF_BYTES),
-        "signature": _bytes(SIGNATURE_BYTES),
+        "agent": text,
+        "model_id": byte_string(MODEL_ID_BYTES, or_empty=True),
+        "public_key": byte_string(PUBLIC_KEY_BYTES),
+        "proof": byte_string(PROOF_BYTES),
+        "signature": byte_string(SIGNATURE_BYTES),
     }
     version: int
     agent: str
@@ -159,12 +133,12 @@ class Welcome:
     TYPE: ClassVar[str] = "welcome"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
         "version": _number,
-        "agent": _text,
-        "peer_id": _bytes(PEER_ID_BYTES),
-        "model_id": _bytes(MODEL_ID_BYTES),
+        "agent": text,
+        "peer_id": byte_string(PEER_ID_BYTES),
+        "model_id": byte_string(MODEL_ID_BYTES),
         "start": _block,
         "end": _block,
-        "dtype": _text,
+        "dtype": text,
         "max_payload": _number,
     }
     version: int
@@ -284,8 +258,8 @@ class Reserved:
 
     TYPE: ClassVar[str] = "reserved"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        "streams": _integer(1, 0xFFFF),
-        "bytes_per_second": _integer(1, _U32),
+        "streams": integer(1, 0xFFFF),
+        "bytes_per_second": integer(1, U32),
     }
     streams: int
     bytes_per_second: int
@@ -296,7 +270,7 @@ class Incoming:
     """Listener to dialler: a client waits for you; dial me and knock with this ticket."""
 
     TYPE: ClassVar[str] = "incoming"
-    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"ticket": _bytes(TICKET_BYTES)}
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"ticket": byte_string(TICKET_BYTES)}
     ticket: bytes
 
 
@@ -323,7 +297,7 @@ class Dialback:
     """Asks the listener to dial `port` at the address from which this connection came."""
 
     TYPE: ClassVar[str] = "dialback"
-    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"port": _integer(1, 65535)}
+    FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {"port": integer(1, 65535)}
     port: int
 
 
@@ -333,8 +307,8 @@ class Dialled:
 
     TYPE: ClassVar[str] = "dialled"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        "reachable": lambda value: _boolean(value),
-        "host": lambda value: _ip(value),
+        "reachable": boolean,
+        "host": ip_literal,
     }
     reachable: bool
     host: str
@@ -346,11 +320,11 @@ class ErrorMessage:
 
     TYPE: ClassVar[str] = "error"
     FIELDS: ClassVar[dict[str, Callable[[Any], Any]]] = {
-        "code": _text,
-        "message": _text,
+        "code": text,
+        "message": text,
         "retry_after_ms": lambda value: None if value is None else _number(value),
         "step": lambda value: None if value is None else _number(value),
-        "fatal": lambda value: _boolean(value),
+        "fatal": boolean,
     }
     code: str
     message: str
@@ -368,16 +342,6 @@ class ErrorMessage:
         retry_after = None if self.retry_after_ms is None else self.retry_after_ms / 1000
         cls = REMOTE_ERRORS.get(self.code, InternalError)
         return cls(printable(self.message, MAX_ERROR_TEXT), retry_after=retry_after)
-
-
-def _boolean(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("not a boolean")
-    return value
-
-
-def _ip(value: object) -> str:
-    return str(ipaddress.ip_address(_text(value)))
 
 
 Message: TypeAlias = (

@@ -17,9 +17,9 @@ from swarmd.errors import (
     RemoteError,
     UnknownMessage,
 )
+from swarmd.wire.fields import MAX_TEXT
 from swarmd.wire.messages import (
     MAX_ERROR_TEXT,
-    MAX_TEXT,
     MESSAGES,
     WITH_PAYLOAD,
     ErrorMessage,
