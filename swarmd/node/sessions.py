@@ -12,14 +12,11 @@ import logging
 import weakref
 from dataclasses import dataclass
 
-import torch
-
 from swarmd.blocks import Span
 from swarmd.compute.engine import Engine, EngineSession
 from swarmd.compute.kv_cache import KvBudget
 from swarmd.errors import (
     BadRequest,
-    BadTensor,
     BlocksNotHeld,
     Busy,
     ConnectionLost,
@@ -36,6 +33,7 @@ from swarmd.node.quotas import Guest, Quotas
 from swarmd.node.reachability import DialBack
 from swarmd.node.served import ServedModel, Statistics
 from swarmd.node.step_queue import StepQueue
+from swarmd.node.step_tensors import hidden_of, payload_of
 from swarmd.relay.desk import RelayDesk
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
@@ -56,7 +54,7 @@ from swarmd.wire.messages import (
     Step,
     Welcome,
 )
-from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, decode, encode
+from swarmd.wire.tensors import ITEM_BYTES, TensorMeta
 from swarmd.wire.transport import Greeting
 
 __all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
@@ -381,7 +379,7 @@ class SessionServer:
     async def _run(
         self, live: _Live, step: Step, payload: bytearray, arrived: float
     ) -> tuple[TensorMeta, memoryview, int, int]:
-        hidden = self._tensor(step, payload)
+        hidden = hidden_of(step, payload, self.model, max_tokens=self.limits.step_tokens)
         if step.start + hidden.shape[1] > live.max_length:
             raise PositionOutOfRange(
                 f"step ends at {step.start + hidden.shape[1]}; the session was opened for "
@@ -397,25 +395,8 @@ class SessionServer:
         )
         self.statistics.steps += 1
         self.statistics.tokens += hidden.shape[1]
-        meta = TensorMeta(self.model.dtype, tuple(result.hidden.shape), step.tensor.codec)
-        raw = result.hidden.contiguous().view(torch.uint8).numpy().data.cast("B")
         return (
-            meta,
-            memoryview(encode(raw, meta)),
+            *payload_of(result.hidden, self.model, step.tensor.codec),
             min(round(1e6 * result.queue_seconds), 0xFFFFFFFF),
             min(round(1e6 * result.compute_seconds), 0xFFFFFFFF),
         )
-
-    def _tensor(self, step: Step, payload: bytearray) -> torch.Tensor:
-        meta = step.tensor
-        if meta.dtype != self.model.dtype:
-            raise BadTensor(f"dtype {meta.dtype}; this node computes in {self.model.dtype}")
-        if len(meta.shape) != 3 or meta.shape[0] != 1 or meta.shape[2] != self.model.hidden_size:
-            raise BadTensor(
-                f"shape {list(meta.shape)}; expected [1, tokens, {self.model.hidden_size}]"
-            )
-        if meta.shape[1] > self.limits.step_tokens:
-            raise BadTensor(f"{meta.shape[1]} tokens in a step; at most {self.limits.step_tokens}")
-        raw = decode(payload, meta, max_bytes=meta.n_bytes)
-        hidden = torch.frombuffer(raw, dtype=self.engine.blocks.torch_dtype)
-        return hidden.reshape(meta.shape)
