@@ -55,6 +55,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.dht
 	$(BIN)/python -m bench.dht_scale
 	$(BIN)/python -m bench.fuzz
+	$(BIN)/python -m bench.fuzz_frames
 	$(BIN)/python -m bench.verify
 	$(BIN)/python -m bench.links
 	$(BIN)/python -m bench.abuse
