@@ -36,7 +36,7 @@ from swarmd.dht.messages import (
     is_sender,
 )
 from swarmd.dht.patience import Memory, Patience
-from swarmd.dht.rates import Rates
+from swarmd.dht.rates import RequestRates
 from swarmd.dht.records import RecordReader
 from swarmd.dht.skew import ClockOffset
 from swarmd.dht.storage import PutStatus, RecordStorage
@@ -104,7 +104,7 @@ class SwarmProtocol(KademliaProtocol):  # type: ignore[misc, unused-ignore]
         self._swarm_ids = swarm_ids
         self._keys = datagram_keys(config.keys)
         self._key_of: Memory[Host, int] = Memory(config.max_remembered)
-        self._rates = Rates(config)
+        self._rates = RequestRates(config)
         self._clock = clock
         self._owner = owner
         self._on_contact = on_contact

@@ -18,37 +18,14 @@ rates the most recent ones only, so memory is bounded whoever calls.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
-from typing import TypeAlias
 
 from swarmd.errors import Busy
 from swarmd.identity import PeerId
 from swarmd.node.limits import SessionLimits
+from swarmd.rates import Key, Rates, address_key
 
-__all__ = ["Guest", "Holdings", "Quotas", "Rates", "address_key"]
-
-Key: TypeAlias = tuple[str, Hashable]
-
-RATES_REMEMBERED = 4096
-"""Addresses whose rate is remembered, about 1 MiB; who is forgotten has its burst again."""
-
-
-def address_key(host: str, *, loopback: bool = False) -> Key | None:
-    """What an address counts as: itself, of IPv6 its /64. None for loopback unless `loopback`, and
-    for what is no address (a socket that is closed already)."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_loopback and not loopback:
-        return None
-    if isinstance(address, ipaddress.IPv6Address):
-        return "net6", int(address) >> 64
-    return "net4", int(address)
+__all__ = ["Guest", "Holdings", "Quotas"]
 
 
 class Holdings:
@@ -78,43 +55,6 @@ class Holdings:
                 del self._held[key]
             else:
                 self._held[key] -= 1
-
-
-class Rates:
-    """Token buckets: each key earns `per_second` up to `burst`, and a new key has all of it."""
-
-    def __init__(self, per_second: float, burst: float, remembered: int = RATES_REMEMBERED) -> None:
-        self.per_second = per_second
-        self.burst = burst
-        self._remembered = remembered
-        self._levels: OrderedDict[Key, tuple[float, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._levels)
-
-    def admit(self, keys: tuple[Key, ...], now: float) -> float:
-        """0.0, and one is spent under each key; or the seconds until there is one, and none is."""
-        lowest = min((self._level(key, now) for key in keys), default=1.0)
-        if lowest < 1.0:
-            return (1.0 - lowest) / self.per_second
-        self.spend(keys, 1.0, now)
-        return 0.0
-
-    def spend(self, keys: tuple[Key, ...], amount: float, now: float) -> float:
-        """Spend `amount` whatever is there; the seconds until all debts are paid."""
-        lowest = 0.0
-        for key in keys:
-            level = self._level(key, now) - amount
-            lowest = min(lowest, level)
-            self._levels[key] = (level, now)
-            self._levels.move_to_end(key)
-        while len(self._levels) > self._remembered:
-            self._levels.popitem(last=False)
-        return -lowest / self.per_second
-
-    def _level(self, key: Key, now: float) -> float:
-        level, at = self._levels.get(key, (self.burst, now))
-        return min(self.burst, level + max(0.0, now - at) * self.per_second)
 
 
 class Quotas:

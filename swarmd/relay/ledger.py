@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from swarmd.errors import Busy
 from swarmd.identity import PeerId
-from swarmd.relay.bucket import Bucket
+from swarmd.rates import Bucket
 
 __all__ = ["Call", "Ledger", "RelayLimits"]
 

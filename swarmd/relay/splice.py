@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from swarmd.relay.bucket import Bucket
+from swarmd.rates import Bucket
 
 __all__ = ["Splice"]
 

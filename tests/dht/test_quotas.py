@@ -13,7 +13,7 @@ from swarmd.dht.addresses import ip_group
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.envelope import Drop, Kind, seal
 from swarmd.dht.messages import QueryRequest, Want
-from swarmd.dht.rates import BURST, Rates
+from swarmd.dht.rates import BURST, RequestRates
 from swarmd.dht.shards import Shard
 from swarmd.dht.skew import LEAST_PEERS, ClockOffset
 from swarmd.dht.storage import PutStatus, RecordStorage
@@ -95,7 +95,7 @@ def test_a_public_network_gets_few_places_in_the_table() -> None:
 
 
 def test_rates_let_bursts_pass_and_floods_not() -> None:
-    rates = Rates(CONFIG)
+    rates = RequestRates(CONFIG)
     for is_write, rate in ((False, 200), (True, 20)):
         allowed = sum(rates.allow("1.2.3.4", is_write, 5.0) for _ in range(1000))
         assert allowed == rate * BURST

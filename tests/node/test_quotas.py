@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from swarmd.errors import Busy
 from swarmd.identity import PeerId
 from swarmd.node.limits import SessionLimits
-from swarmd.node.quotas import Guest, Quotas, Rates, address_key
+from swarmd.node.quotas import Guest, Quotas
+from swarmd.rates import Rates, address_key
 
 LIMITS = SessionLimits(
     connections=6,

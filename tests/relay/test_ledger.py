@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from swarmd.errors import Busy
 from swarmd.identity import PeerId
-from swarmd.relay.bucket import Bucket
+from swarmd.rates import Bucket
 from swarmd.relay.ledger import Call, Ledger, RelayLimits
 
 LIMITS = RelayLimits(reservations=3, streams=2, call_timeout=5.0)

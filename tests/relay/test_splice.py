@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from swarmd.relay.bucket import Bucket
+from swarmd.rates import Bucket
 from swarmd.relay.splice import Splice
 from tests.conftest import Runner
 
