@@ -6,12 +6,11 @@ is refused, so that a key is not in use which half of the machine knows.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
+from swarmd.atomic_file import write_file
 from swarmd.errors import UsageError
 from swarmd.swarm_key import KeyRing
 
@@ -53,19 +52,7 @@ def write_key_file(path: Path, keys: KeyRing, *, replace: bool = False) -> None:
     """Write the keys, mode 0600, whole or not at all. Raises UsageError, also where there is a
     file already and `replace` is false."""
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")  # mode 0600
-        try:
-            with open(descriptor, "w", encoding="ascii") as file:
-                file.write(keys.text)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                os.replace(name, path)
-            else:
-                os.link(name, path)  # unlike a rename it fails where there is a file already
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+        write_file(path, keys.text, replace=replace)
     except FileExistsError as error:
         raise UsageError(
             f"{path} is there already; its swarm would lose its key. Name another file, or say "

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import IO
 
 import platformdirs
 
+from swarmd.atomic_file import write_file
 from swarmd.errors import StateError
 from swarmd.identity import Identity, PeerId
 from swarmd.swarm_key import PUBLIC_SWARM_KEY, KeyRing, SwarmKey
@@ -81,7 +81,7 @@ class StateFolder:
         if keys.previous is not None and not path.exists():
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    shutil.copyfile(self._peers_file(keys.previous), path)
+                    write_file(path, self._peers_file(keys.previous).read_bytes())
                 except FileNotFoundError:
                     raise
                 except OSError as error:

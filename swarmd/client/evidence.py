@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swarmd.atomic_file import write_file
 from swarmd.blocks import Span
 from swarmd.errors import StateError
 from swarmd.identity import PEER_ID_BYTES, PeerId
@@ -95,7 +94,8 @@ class EvidenceFile:
         try:
             with self._writing:
                 records = [*self.load(), evidence.to_json()][-MAX_RECORDS:]
-                self._write(records)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(self.path, json.dumps({"records": records}, indent=1))
         except OSError as error:
             raise StateError(
                 f"cannot write the evidence file {self.path}: {error.strerror or error}; check "
@@ -105,20 +105,6 @@ class EvidenceFile:
     async def async_record(self, evidence: Evidence) -> None:
         """`record`, off the event loop."""
         await asyncio.to_thread(self.record, evidence)
-
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name + ".")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"records": records}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
 
 
 def _liars(records: Iterable[dict[str, Any]], wall: float) -> Iterable[PeerId]:

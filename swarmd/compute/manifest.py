@@ -8,17 +8,16 @@ listing, gets the id that a peer with the whole folder gets.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_dir
 
+from swarmd.atomic_file import PUBLIC, write_file
 from swarmd.errors import ModelError
 from swarmd.peers import MODEL_ID_BYTES, ModelId
 
@@ -181,17 +180,7 @@ def _save(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_file(path, json.dumps(value, indent=1, sort_keys=True) + "\n", mode=PUBLIC)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

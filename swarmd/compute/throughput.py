@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from swarmd.atomic_file import write_file
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.kv_cache import KvBudget, SessionCache
 
@@ -65,7 +65,5 @@ def measured_or_cached(blocks: BlockSpan, model_id: str, cache_file: Path) -> Th
         return Throughput(decode_us=int(found["decode_us"]), prefill_us=int(found["prefill_us"]))
     result = measure(blocks)
     with contextlib.suppress(OSError):  # remembering is a convenience
-        temporary = cache_file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**known, key: asdict(result)}, indent=1))
-        temporary.replace(cache_file)
+        write_file(cache_file, json.dumps({**known, key: asdict(result)}, indent=1))
     return result

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from swarmd.atomic_file import write_file
 from swarmd.dht.addresses import is_sendable
 from swarmd.errors import StateError
 from swarmd.identity import PEER_ID_BYTES, PeerId
@@ -95,17 +95,7 @@ class PeersFile:
             {"id": str(peer), "host": address.host, "port": address.port, "last_ok": last_ok}
             for peer, address, last_ok in entries
         ]
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name + ".")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"peers": peers}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        write_file(self.path, json.dumps({"peers": peers}, indent=1))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
