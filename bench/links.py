@@ -38,7 +38,8 @@ async def serve() -> None:
     from swarmd.compute.block_span import BlockSpan
     from swarmd.compute.engine import Engine
     from swarmd.compute.source import resolve_model
-    from swarmd.node.sessions import ServedModel, SessionServer
+    from swarmd.node.served import ServedModel
+    from swarmd.node.sessions import SessionServer
     from swarmd.tasks import TaskOwner
 
     folder = resolve_model(None, span=BLOCKS)

@@ -15,7 +15,9 @@ from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.engine import Engine
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.identity import Identity
-from swarmd.node.sessions import ServedModel, SessionLimits, SessionServer
+from swarmd.node.limits import SessionLimits
+from swarmd.node.served import ServedModel
+from swarmd.node.sessions import SessionServer
 from swarmd.peers import Address, PeerInfo, PeerState
 from swarmd.relay.desk import RelayDesk
 from swarmd.relay.relayed import Relayed

@@ -123,10 +123,6 @@ class ModelFolder:
         """Parameters of one block. Raises ModelError where its header is not known here."""
         return sum(info.n_parameters for info in self._infos(block))
 
-    def client_bytes(self) -> int:
-        """Stored bytes of the client's tensors. Raises ModelError like :meth:`block_bytes`."""
-        return sum(self._info(name).n_bytes for name in self.client_tensors())
-
     def _infos(self, block: int) -> list[TensorInfo]:
         return [self._info(name) for name in self.block_tensors(Span(block, block + 1))]
 

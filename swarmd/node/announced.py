@@ -12,7 +12,7 @@ from swarmd.compute.model_folder import ModelFolder
 from swarmd.compute.throughput import Throughput
 from swarmd.config import DaemonConfig
 from swarmd.identity import PeerId
-from swarmd.node.sessions import ServedModel
+from swarmd.node.served import ServedModel
 from swarmd.peers import Address, PeerInfo, PeerState
 
 __all__ = ["Announced"]

@@ -57,7 +57,7 @@ from swarmd.wire.messages import (
 from swarmd.wire.tensors import ITEM_BYTES, TensorMeta
 from swarmd.wire.transport import Greeting
 
-__all__ = ["ServedModel", "SessionLimits", "SessionServer", "Statistics"]
+__all__ = ["SessionServer"]
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +113,6 @@ class SessionServer:
         item = ITEM_BYTES[self.model.dtype]
         step = self.limits.step_tokens * self.model.hidden_size * item
         return Limits(payload=step + step // 128 + (64 << 10))
-
-    @property
-    def _open_connections(self) -> int:
-        return self.quotas.open_connections
 
     @property
     def open_sessions(self) -> int:

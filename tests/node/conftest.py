@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from swarmd.compute.model_folder import ModelFolder, open_folder
-from swarmd.node.sessions import SessionLimits
+from swarmd.node.limits import SessionLimits
 from tests.families import save_tiny
 from tests.local_swarm import LocalSwarm
 from tests.node.hostile_client import ALL, KV_TOKENS, Scene, Stage, healthy_steps, until
@@ -55,7 +55,7 @@ def stage(swarm: LocalSwarm, undisturbed: list[bytes], caplog: pytest.LogCapture
             await until(lambda: peer.engine.kv_free == kv_tokens)
             assert peer.server.open_sessions == 0
             await swarm.pool.__aexit__()
-            await until(lambda: peer.server._open_connections == 0)
+            await until(lambda: peer.server.quotas.open_connections == 0)
         for record in caplog.records:
             assert record.levelno < logging.ERROR, record.getMessage()
             assert record.levelno < logging.WARNING or not record.exc_info

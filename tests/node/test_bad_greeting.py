@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarmd.errors import ModelMismatch
-from swarmd.node.sessions import SessionLimits
+from swarmd.node.limits import SessionLimits
 from swarmd.wire.messages import ErrorMessage
 from tests.conftest import Runner
 from tests.node.hostile_cases import SCANS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swarmd.errors import Draining
-from swarmd.node.sessions import SessionLimits
+from swarmd.node.limits import SessionLimits
 from swarmd.wire.messages import Close, Closed, Open, Output, Step
 from tests.conftest import Runner
 from tests.families import N_BLOCKS

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from swarmd.node.sessions import SessionLimits
+from swarmd.node.limits import SessionLimits
 from swarmd.wire.frames import encode_preamble
 from swarmd.wire.messages import Output, Ping, encode_header
 from tests.conftest import Runner
@@ -108,7 +108,7 @@ def test_a_client_that_pings_and_never_reads(
                 small_send_buffers(scene.peer)
                 ping = encode_preamble(encode_header(Ping(1)), 0)
                 stranger.writer.write(ping * 100_000)
-                await until(lambda: scene.peer.server._open_connections == 1)
+                await until(lambda: scene.peer.server.quotas.open_connections == 1)
 
     run_either(work())
 
@@ -139,7 +139,7 @@ def test_a_client_that_sends_bad_steps_and_never_reads(stage: Stage, run_async: 
                                 )
 
                 flooding = asyncio.ensure_future(flood())
-                await until(lambda: scene.peer.server._open_connections == 1)
+                await until(lambda: scene.peer.server.quotas.open_connections == 1)
                 flooding.cancel()
                 await asyncio.wait([flooding])
 

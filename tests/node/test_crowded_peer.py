@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from swarmd.errors import Busy, SessionTooLong
-from swarmd.node.sessions import SessionLimits
+from swarmd.node.limits import SessionLimits
 from swarmd.wire.messages import Close, Closed, Open, Output
 from tests.conftest import Runner
 from tests.families import N_BLOCKS
@@ -26,7 +26,7 @@ def test_too_many_connections(stage: Stage, run_async: Runner) -> None:
                     await third.ended()
                 await second.open()
                 await second.is_served()
-            await until(lambda: scene.peer.server._open_connections == 1)
+            await until(lambda: scene.peer.server.quotas.open_connections == 1)
             async with scene.stranger() as again:
                 await again.greet()
 

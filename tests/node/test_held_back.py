@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from swarmd.node.sessions import SessionLimits
+from swarmd.node.limits import SessionLimits
 from swarmd.wire.messages import Close, Closed, Output
 from tests.conftest import Runner
 from tests.node.hostile_client import ID, Gate, Stage, hidden, small_send_buffers, step, until
