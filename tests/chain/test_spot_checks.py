@@ -4,101 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from swarmd.blocks import Span
 from swarmd.client.evidence import Evidence
-from swarmd.client.generate import Withdrawn, decode_events, decode_tokens
+from swarmd.client.generate import Withdrawn, decode_events
 from swarmd.client.sampling import Sampler, SamplingConfig
 from swarmd.client.spot_checks import CheckConfig
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import Busy
 from swarmd.routing.verification import Verdict
 from tests.chain.answers import NEW_TOKENS, PROMPT, SAMPLING, SPANS
+from tests.chain.lies import ALL, GREEDY, LAST, Honest, checked_answer, lying
 from tests.chain.test_refusals import refusing
 from tests.conftest import Runner
-from tests.local_swarm import LocalPeer, LocalSwarm
-
-ALL = CheckConfig(fraction=1.0, seed=b"1")
-GREEDY = SamplingConfig()
-LAST = len(PROMPT) + NEW_TOKENS - 2
-"""The last position that is run: the last token is never sent."""
-
-
-def lying(peer: LocalPeer, tells: Callable[[int], bool], *, by: float = 0.5) -> None:
-    """Let a peer add `by` to one value of its outputs at the positions that it `tells` a lie."""
-    original = peer.engine.step
-
-    async def step(session: Any, start: int, hidden: Any, **options: Any) -> object:
-        result = await original(session, start, hidden, **options)
-        changed = result.hidden.clone()
-        for row in range(changed.shape[1]):
-            if tells(start + row):
-                changed[0, row, 3] += by
-        return dataclasses.replace(result, hidden=changed)
-
-    peer.engine.step = step  # type: ignore[method-assign, assignment]
-
-
-@dataclasses.dataclass
-class Told:
-    """The tokens that stand at the end, all that were given out, and the withdrawals."""
-
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    given: int = 0
-    withdrawn: list[int] = dataclasses.field(default_factory=list)
-
-
-async def checked_answer(
-    ends: ModelEnds, session: Any, sampling: SamplingConfig, *, pace: float = 0.0
-) -> Told:
-    told = Told()
-    async for event in decode_events(
-        ends, session, PROMPT, Sampler(sampling),
-        max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
-    ):  # fmt: skip
-        if isinstance(event, Withdrawn):
-            assert "wrong from position" in event.reason
-            told.withdrawn.append(event.kept)
-            del told.tokens[event.kept :]
-        else:
-            told.tokens.append(event)
-            told.given += 1
-        await asyncio.sleep(pace)
-    return told
-
-
-@pytest.fixture(params=["greedy", "sampled"])
-def sampling(request: pytest.FixtureRequest) -> SamplingConfig:
-    return GREEDY if request.param == "greedy" else SAMPLING
-
-
-@pytest.fixture(scope="session")
-def honest(swarm: LocalSwarm, ends: ModelEnds) -> Callable[[SamplingConfig], list[int]]:
-    """The tokens of an undisturbed answer without checks."""
-    known: dict[SamplingConfig, list[int]] = {}
-
-    async def work(sampling: SamplingConfig) -> list[int]:
-        async with swarm.running(SPANS):
-            async with await swarm.session(swarm.peers, max_length=64) as session:
-                tokens = decode_tokens(
-                    ends, session, PROMPT, Sampler(sampling),
-                    max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
-                )  # fmt: skip
-                return [token async for token in tokens]
-
-    def get(sampling: SamplingConfig) -> list[int]:
-        if sampling not in known:
-            known[sampling] = asyncio.run(work(sampling))
-        return known[sampling]
-
-    return get
-
-
-Honest = Callable[[SamplingConfig], list[int]]
+from tests.local_swarm import LocalSwarm
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.01], ids=["fast", "slow"])
