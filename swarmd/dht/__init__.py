@@ -13,6 +13,7 @@ swarmd uses :class:`Directory`, :class:`DhtConfig` and :class:`PeersFile`, and n
     protocol    requests, replies, timeouts      on kademlia.protocol.KademliaProtocol
     answers     what we tell those who ask
     transport   a `sendto` that never raises
+    host_names  from a name to an address
     patience    timeouts from round trips        pure
     table       verified contacts in k-buckets   on kademlia.routing.RoutingTable
     storage     the records that we hold         on kademlia.storage.IStorage

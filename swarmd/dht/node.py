@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from kademlia.node import Node
 from swarmd.clock import Clock
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.crawl import MergeCrawl
+from swarmd.dht.host_names import FAMILIES, resolve
 from swarmd.dht.messages import PutReply, PutRequest, QueryReply, QueryRequest, Want
 from swarmd.dht.patience import Memory
 from swarmd.dht.protocol import SwarmProtocol
@@ -117,7 +117,7 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
         if host is None:
             raise UsageError(f"cannot listen on {where}: give an IP address of this machine")
         self._version = 6 if ":" in host else 4
-        sock = socket.socket(_FAMILIES[self._version], socket.SOCK_DGRAM)
+        sock = socket.socket(FAMILIES[self._version], socket.SOCK_DGRAM)
         try:
             if self._version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -376,27 +376,3 @@ class SwarmServer(Server):  # type: ignore[misc, unused-ignore]
             if reply.status is not PutStatus.TOKEN:
                 return node, reply
         return None
-
-
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-
-
-async def resolve(host: str, version: int | None = None) -> str | None:
-    """The IP literal of a host name, or None; of both families IPv4 is preferred if `version` is
-    None. A literal is not looked up."""
-    try:
-        literal = ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        return str(literal) if version in (None, literal.version) else None
-    for family in [version] if version is not None else [4, 6]:
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, None, family=_FAMILIES[family], type=socket.SOCK_DGRAM
-            )
-        except (OSError, UnicodeError, ValueError):
-            continue
-        if found:
-            return str(found[0][4][0])
-    return None

@@ -39,7 +39,7 @@ from swarmd.compute.throughput import measured_or_cached
 from swarmd.config import DEFAULT_PORTS, DaemonConfig, announced_address, check_host
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import Directory
-from swarmd.dht.node import resolve
+from swarmd.dht.host_names import resolve
 from swarmd.dht.peers_file import PeersFile
 from swarmd.errors import PortInUse, StateError, SwarmdError, UsageError
 from swarmd.identity import Identity, PeerId
