@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from dataclasses import dataclass
 
 from swarmd.blocks import Span
-from swarmd.compute.engine import Engine, EngineSession
+from swarmd.compute.engine import Engine
 from swarmd.compute.kv_cache import KvBudget
 from swarmd.errors import (
     BadRequest,
@@ -21,7 +20,6 @@ from swarmd.errors import (
     Busy,
     ConnectionLost,
     Draining,
-    InternalError,
     ModelMismatch,
     NotRelaying,
     PositionOutOfRange,
@@ -29,52 +27,32 @@ from swarmd.errors import (
     SessionTooLong,
 )
 from swarmd.node.limits import SessionLimits
+from swarmd.node.outlet import Outlet
 from swarmd.node.quotas import Guest, Quotas
 from swarmd.node.reachability import DialBack
 from swarmd.node.served import ServedModel, Statistics
-from swarmd.node.step_queue import StepQueue
-from swarmd.node.step_tensors import hidden_of, payload_of
+from swarmd.node.session import Session
 from swarmd.relay.desk import RelayDesk
-from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import Limits
 from swarmd.wire.greeting import AGENT, Door, challenge, check_hello
 from swarmd.wire.messages import (
     PROTOCOL_VERSION,
-    Close,
     Closed,
     Dialback,
-    Message,
     Open,
     Opened,
-    Output,
     Ping,
     Pong,
     Reserve,
-    Step,
     Welcome,
 )
-from swarmd.wire.tensors import ITEM_BYTES, TensorMeta
+from swarmd.wire.tensors import ITEM_BYTES
 from swarmd.wire.transport import Greeting
 
 __all__ = ["SessionServer"]
 
 log = logging.getLogger(__name__)
-
-
-REFUSED_PAUSE = 0.25
-"""Seconds for which a session is not read after a step of it was refused for want of room: a flood
-of steps costs the node four refusals a second, and TCP slows the sender."""
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A session on its connection; `steps` feed its worker, `guest` holds what they take."""
-
-    guest: Guest
-    engine_session: EngineSession
-    max_length: int
-    steps: StepQueue
 
 
 class SessionServer:
@@ -100,12 +78,13 @@ class SessionServer:
         self.desk = desk
         self.statistics = Statistics()
         self.draining = False
+        self._outlet = Outlet(self.limits.send_timeout, self.statistics)
         self.quotas = Quotas(self.limits)
         self._guests: dict[Guest, Connection] = {}
         self._kv_shares: weakref.WeakValueDictionary[object, KvBudget] = (
             weakref.WeakValueDictionary()
         )
-        self._live: set[_Live] = set()
+        self._live: set[Session] = set()
 
     def frame_limits(self) -> Limits:
         """What a connection may send at a time: the longest step, which zstd may make longer by
@@ -135,12 +114,12 @@ class SessionServer:
             await self._serve_sessions(connection, guest)
         except Busy as error:
             log.debug("%s: %s", connection.address, error)
-            await self._refuse(connection, error)
+            await self._outlet.refuse(connection, error)
         except ConnectionLost as error:
             log.debug("%s", error)
         except RemoteError as error:
             log.warning("%s: refused: %s", connection.address, error)
-            await self._refuse(connection, error)
+            await self._outlet.refuse(connection, error)
         except TimeoutError:
             log.info("%s: silent for too long; closed", connection.address)
         finally:
@@ -162,7 +141,7 @@ class SessionServer:
 
     async def _greet(self, connection: Connection) -> None:
         asked = challenge(connection, self.door)
-        await self._send(connection, asked)
+        await self._outlet.send(connection, asked)
         async with asyncio.timeout(self.limits.hello_timeout):
             answer, _ = await connection.receive()
         hello = check_hello(connection, self.door, asked, answer)
@@ -171,7 +150,7 @@ class SessionServer:
 
     async def _welcome(self, connection: Connection) -> None:
         span = self.engine.blocks.span
-        await self._send(
+        await self._outlet.send(
             connection,
             Welcome(
                 PROTOCOL_VERSION,
@@ -190,14 +169,14 @@ class SessionServer:
             async with asyncio.timeout(self.limits.idle_timeout):
                 message, _ = await connection.receive()
             if isinstance(message, Ping):
-                await self._send(connection, Pong(message.nonce))
+                await self._outlet.send(connection, Pong(message.nonce))
             elif isinstance(message, Open):
                 try:
-                    live = self._open(message, guest)
+                    session = self._open(message, connection, guest)
                 except RemoteError as error:
-                    await self._refuse(connection, error)
+                    await self._outlet.refuse(connection, error)
                     continue
-                await self._serve_session(connection, message, live)
+                await self._serve_session(connection, message, session)
             elif isinstance(message, Reserve):
                 await self._relay(connection)
             elif isinstance(message, Dialback):
@@ -205,9 +184,9 @@ class SessionServer:
                     source = connection.address.host  # never an address that the asker names
                     answer = await self._dial_back.answer(source, message.port, connection.peer_id)
                 except RemoteError as error:
-                    await self._refuse(connection, error)
+                    await self._outlet.refuse(connection, error)
                     continue
-                await self._send(connection, answer)
+                await self._outlet.send(connection, answer)
             else:  # a step or close in IDLE is refused by the protocol already
                 raise BadRequest(f"{message.TYPE} is not expected here")
 
@@ -218,9 +197,9 @@ class SessionServer:
                 raise NotRelaying("this node passes no links on")
             await self.desk.hold(connection)
         except (Busy, NotRelaying) as error:
-            await self._refuse(connection, error)
+            await self._outlet.refuse(connection, error)
 
-    def _open(self, message: Open, guest: Guest) -> _Live:
+    def _open(self, message: Open, connection: Connection, guest: Guest) -> Session:
         if self.draining:
             raise Draining("this node is about to leave")
         if message.next is not None:
@@ -242,8 +221,19 @@ class SessionServer:
             raise BlocksNotHeld(str(error)) from error
         engine_session = self.engine.open(span, message.max_length, budget=budget)
         guest.open_session()
-        steps = StepQueue(max_bytes=self.frame_limits().payload)
-        return _Live(guest, engine_session, message.max_length, steps)
+        return Session(
+            connection,
+            message,
+            guest,
+            self.engine,
+            engine_session,
+            model=self.model,
+            limits=self.limits,
+            statistics=self.statistics,
+            outlet=self._outlet,
+            unread=self._unread_bytes,
+            queue_bytes=self.frame_limits().payload,
+        )
 
     def _kv_share(self, guest: Guest) -> KvBudget:
         """The cache room of a guest: a share under each of its keys, one within the other."""
@@ -256,143 +246,17 @@ class SessionServer:
             budget = share
         return budget
 
-    async def _serve_session(self, connection: Connection, opening: Open, live: _Live) -> None:
+    def _unread_bytes(self) -> int:
+        return sum(connection.waiting_bytes for connection in self._guests.values())
+
+    async def _serve_session(self, connection: Connection, opening: Open, session: Session) -> None:
         self.statistics.sessions += 1
-        self._live.add(live)
+        self._live.add(session)
         try:
-            await self._send(connection, Opened(opening.session, self.engine.kv_free))
-            async with TaskOwner(f"session {opening.session.hex()[:8]}") as owner:
-                owner.spawn(self._work(connection, opening.session, live), name="steps")
-                await self._read(connection, live)
+            await self._outlet.send(connection, Opened(opening.session, self.engine.kv_free))
+            await session.run()
         finally:
-            self._live.discard(live)
-            live.guest.close_session()
-            self.engine.close(live.engine_session)
-        await self._send(connection, Closed(opening.session))
-
-    async def _read(self, connection: Connection, live: _Live) -> None:
-        """Read until the session is closed; steps go to the worker, in order.
-
-        While there is no room for another step nothing is read, and TCP slows the client. The
-        worker makes room within the time of a step and of its answer, or ends the session.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            await live.steps.wait_for_room()  # our delay: it does not count as the client's silence
-            try:
-                async with asyncio.timeout(self.limits.idle_timeout):
-                    message, payload = await connection.receive()
-            except TimeoutError:
-                if connection.protocol.steps_under_way:
-                    continue  # the client waits for us
-                raise
-            if isinstance(message, Step):
-                delay = live.guest.received(len(payload), loop.time())
-                refusal = self._refusal(live, payload)
-                live.steps.put(message, payload, loop.time(), refusal)
-                if refusal is not None:
-                    delay = max(delay, REFUSED_PAUSE)
-                if delay:
-                    await asyncio.sleep(min(delay, self.limits.idle_timeout))
-            elif isinstance(message, Ping):
-                await self._send(connection, Pong(message.nonce))
-            elif isinstance(message, Close):
-                return
-            else:
-                raise BadRequest(f"{message.TYPE} is not expected here")
-
-    def _refusal(self, live: _Live, payload: bytearray) -> Busy | None:
-        """Why a step has no place, which its session's worker says when it is its turn."""
-        unread = sum(connection.waiting_bytes for connection in self._guests.values())
-        try:
-            live.guest.take_step(len(payload), unread)
-        except Busy as error:
-            return error
-        return None
-
-    async def _work(self, connection: Connection, session: bytes, live: _Live) -> None:
-        """Run steps one after the other and answer each. Raises ConnectionLost, which ends the
-        session also where its reader waits for room."""
-        while True:
-            step, payload, arrived, refusal = await live.steps.get()
-            if refusal is not None:
-                await self._refuse(connection, refusal, step=step.step)
-                continue
-            try:
-                await self._answer(connection, session, live, step, payload, arrived)
-            finally:
-                live.guest.step_done()
-
-    async def _answer(
-        self,
-        connection: Connection,
-        session: bytes,
-        live: _Live,
-        step: Step,
-        payload: bytearray,
-        arrived: float,
-    ) -> None:
-        try:
-            result = await self._run(live, step, payload, arrived)
-        except RemoteError as error:
-            await self._refuse(connection, error, step=step.step)
-            return
-        except Exception as error:  # a bug of ours: this session's trouble alone
-            log.exception("a step failed")
-            internal = InternalError(type(error).__name__)
-            await self._refuse(connection, internal, step=step.step)
-            return
-        meta, out, queue_us, compute_us = result
-        output = Output(session, step.step, queue_us, compute_us, self.engine.kv_free, meta)
-        await self._send(connection, output, out)
-        if delay := live.guest.sent(len(out), asyncio.get_running_loop().time()):
-            await asyncio.sleep(delay)
-
-    async def _send(
-        self, connection: Connection, message: Message, payload: memoryview | bytes = b""
-    ) -> None:
-        """Raises ConnectionLost, also when the peer does not read for `send_timeout` seconds."""
-        try:
-            async with asyncio.timeout(self.limits.send_timeout):
-                await connection.send(message, payload)
-        except TimeoutError as error:
-            connection.abort()
-            log.warning("%s: does not read its answers; dropped", connection.address)
-            raise ConnectionLost(f"{connection.address}: does not read its answers") from error
-
-    async def _refuse(
-        self, connection: Connection, error: RemoteError, *, step: int | None = None
-    ) -> None:
-        """Refuse a step, an open, or the connection; drop who does not read that."""
-        self.statistics.refusals += 1
-        try:
-            async with asyncio.timeout(self.limits.send_timeout):
-                await connection.refuse(error, step=step)
-        except TimeoutError:
-            connection.abort()
-            log.warning("%s: does not read its refusals; dropped", connection.address)
-
-    async def _run(
-        self, live: _Live, step: Step, payload: bytearray, arrived: float
-    ) -> tuple[TensorMeta, memoryview, int, int]:
-        hidden = hidden_of(step, payload, self.model, max_tokens=self.limits.step_tokens)
-        if step.start + hidden.shape[1] > live.max_length:
-            raise PositionOutOfRange(
-                f"step ends at {step.start + hidden.shape[1]}; the session was opened for "
-                f"{live.max_length}"
-            )
-        deadline = arrived + step.deadline_ms / 1000 if step.deadline_ms else None
-        result = await self.engine.step(
-            live.engine_session,
-            step.start,
-            hidden,
-            deadline=deadline,
-            client=live.guest.client,
-        )
-        self.statistics.steps += 1
-        self.statistics.tokens += hidden.shape[1]
-        return (
-            *payload_of(result.hidden, self.model, step.tensor.codec),
-            min(round(1e6 * result.queue_seconds), 0xFFFFFFFF),
-            min(round(1e6 * result.compute_seconds), 0xFFFFFFFF),
-        )
+            self._live.discard(session)
+            session.guest.close_session()
+            self.engine.close(session.engine_session)
+        await self._outlet.send(connection, Closed(opening.session))
