@@ -24,7 +24,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 import torch
@@ -40,8 +40,7 @@ from swarmd.config import DEFAULT_PORTS, DaemonConfig, announced_address, check_
 from swarmd.dht.config import DhtConfig
 from swarmd.dht.directory import Directory
 from swarmd.dht.host_names import resolve
-from swarmd.dht.peers_file import PeersFile
-from swarmd.errors import PortInUse, StateError, SwarmdError, UsageError
+from swarmd.errors import PortInUse, SwarmdError, UsageError
 from swarmd.identity import Identity, PeerId
 from swarmd.node.announced import Announced
 from swarmd.node.announcer import Announcer
@@ -57,8 +56,8 @@ from swarmd.node.memory_probe import (
 from swarmd.node.reach import Reach
 from swarmd.node.reachability import DialBack
 from swarmd.node.sessions import SessionServer
+from swarmd.node.whereabouts import Whereabouts
 from swarmd.peers import Address, PeerState
-from swarmd.running import RunningNode, noted
 from swarmd.state import StateFolder
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
@@ -86,6 +85,7 @@ class Daemon:
     def __init__(self, config: DaemonConfig, *, progress: Progress | None = None) -> None:
         self.config = config
         self.state = StateFolder(config.state_dir)
+        self._whereabouts = Whereabouts(self.state, config.keys, config.key_file)
         self.ready = asyncio.Event()
         self.address: Address | None = None
         self.peer_id: PeerId | None = None
@@ -142,9 +142,9 @@ class Daemon:
             stack.callback(closed_door.close)
             renewing: asyncio.Task[None] | None = None
             try:
-                await self._remember_self()
+                await self._whereabouts.remember(identity.peer_id, self.address)
                 meeting = await stack.enter_async_context(
-                    Meeting(config, directory, self._peers_file())
+                    Meeting(config, directory, self._whereabouts.peers_file())
                 )
                 await meeting.join(self.address)
                 self._check_stop()
@@ -266,37 +266,14 @@ class Daemon:
                     announced.describe(PeerState.ONLINE).tokens_per_second,
                     time.monotonic() - self._began,
                 )
-                await self._remember_self()
-                with self._noted(announced.peer_id):
+                assert self.address is not None
+                await self._whereabouts.remember(announced.peer_id, self.address)
+                with self._whereabouts.noted(announced.peer_id, self.address):
                     self.ready.set()
                     await self._stop.wait()
             finally:
                 await self._drain(announcer, server, listener)
                 reach.end()
-
-    async def _remember_self(self) -> None:
-        """Clients and daemons of this user on this machine find us without `--peer`."""
-        assert self.peer_id is not None
-        assert self.address is not None
-        with contextlib.suppress(StateError):  # a convenience; the node serves without it
-            own = (self.peer_id, self.address, time.time())
-            await self._peers_file().async_record([own])
-
-    @contextlib.contextmanager
-    def _noted(self, peer_id: PeerId) -> Iterator[None]:
-        """`swarmd invite` finds the node meanwhile; a node serves as well without that."""
-        assert self.address is not None
-        keys, file = self.config.keys, self.config.key_file
-        node = RunningNode(peer_id, self.address, keys.current.swarm_id, file)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(noted(self.state.path, node))
-            except StateError as error:
-                log.warning("%s", error)
-            yield
-
-    def _peers_file(self) -> PeersFile:
-        return PeersFile(self.state.peers_file(self.config.keys))
 
     async def _drain(self, announcer: Announcer, server: SessionServer, listener: Listener) -> None:
         """Let sessions finish; limited in time, whatever the network does."""
@@ -315,10 +292,9 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
                     await announcer.withdraw()
-        finally:  # once begun, the thread ends its work also if this task is cancelled again
-            with contextlib.suppress(StateError):
-                own = [self.peer_id] if self.peer_id else []
-                await self._peers_file().async_forget(own)
+        finally:
+            if self.peer_id is not None:
+                await self._whereabouts.forget(self.peer_id)
         log.info("left the swarm")
 
     @contextlib.asynccontextmanager
@@ -336,7 +312,7 @@ class Daemon:
                 ),
                 identity,
                 rng=self._rng,
-                peers_file=self._peers_file(),
+                peers_file=self._whereabouts.peers_file(),
             )
             try:
                 async with contextlib.AsyncExitStack() as stack:
