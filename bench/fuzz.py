@@ -297,6 +297,7 @@ async def fuzz_datagrams(count: int, seed: int) -> Report:
             drops = dict(node.statistics().drops)
             answered = node.statistics().datagrams_out - tap.requests
             assert not protocol.transport.is_closing()
+            await node.announce(announcement(node.peer_id, 0))  # the first may have expired
             found = {info.peer_id for info in await node.fetch(MODEL)}
             assert node.peer_id in found, "the node no longer works"
     finally:
