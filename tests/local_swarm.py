@@ -54,6 +54,7 @@ class LocalPeer:
                 folder.hidden_size,
                 folder.max_positions,
                 blocks.dtype,
+                blocks.quantization,
             ),
             self.engine,
             limits,
@@ -143,6 +144,7 @@ class LocalPeer:
             prefill_us=500,
             kv_free=self.engine.kv_free,
             dtype=self.engine.blocks.dtype,
+            quantization=self.engine.blocks.quantization,
         )
 
 
@@ -153,13 +155,14 @@ class LocalSwarm:
         self.folder = folder
         self.dtype = dtype
         self.peers: list[LocalPeer] = []
-        self._blocks: dict[Span, BlockSpan] = {}
+        self._blocks: dict[tuple[Span, str], BlockSpan] = {}
 
     @contextlib.asynccontextmanager
     async def running(
         self,
         spans: list[Span],
         *,
+        quantizations: Sequence[str] | None = None,
         kv_tokens: int = 4096,
         limits: SessionLimits | None = None,
     ) -> AsyncIterator[LocalSwarm]:
@@ -168,21 +171,27 @@ class LocalSwarm:
                 await stack.enter_async_context(
                     LocalPeer(
                         self.folder,
-                        self._blocks.setdefault(span, self._load(span)),
+                        self._load(span, quantization),
                         kv_tokens=kv_tokens,
                         limits=limits,
                     )
                 )
-                for span in spans
+                for span, quantization in zip(
+                    spans, quantizations or ["none"] * len(spans), strict=True
+                )
             ]
             self.pool = await stack.enter_async_context(Pool(Greeting(self.folder.model_id)))
             self.router = self.new_router()
             yield self
 
-    def _load(self, span: Span) -> BlockSpan:
-        return self._blocks.get(span) or BlockSpan(self.folder, span, dtype=self.dtype)
+    def _load(self, span: Span, quantization: str) -> BlockSpan:
+        if (span, quantization) not in self._blocks:
+            self._blocks[span, quantization] = BlockSpan(
+                self.folder, span, dtype=self.dtype, quantization=quantization
+            )
+        return self._blocks[span, quantization]
 
-    def new_router(self) -> Router:
+    def new_router(self, quantization: str = "auto") -> Router:
         async def fetch() -> list[PeerInfo]:
             return [peer.info for peer in self.peers]  # the dead as well: the DHT lags behind
 
@@ -193,6 +202,7 @@ class LocalSwarm:
             model_name=self.folder.name,
             n_blocks=self.folder.n_blocks,
             bytes_per_token=self.folder.hidden_size * 4,
+            quantization=quantization,
             rng=random.Random(7),
         )
 

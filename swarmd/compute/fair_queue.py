@@ -28,9 +28,13 @@ class FairQueue:
         """Names that are remembered: those that were ever ahead of the level."""
         return len(self._shares)
 
+    def share(self, name: Hashable) -> float:
+        """What `name` has cost so far; at least the level that the others have reached."""
+        return max(self._level, self._shares.get(name, 0.0))
+
     def pick(self, waiting: Iterable[T]) -> T:
         """The one of `waiting` whose turn it is; of equals the first. `waiting` is not empty."""
-        chosen = min(waiting, key=lambda name: max(self._level, self._shares.get(name, 0.0)))
+        chosen = min(waiting, key=self.share)
         self._level = max(self._level, self._shares.get(chosen, 0.0))
         return chosen
 

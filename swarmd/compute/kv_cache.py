@@ -1,30 +1,28 @@
-"""One session's attention cache over a span, with position semantics, and the node's budget.
+"""One session's place in the attention cache, with position semantics, and a client's share. Pure.
 
 "Step at p" means: cut the cache back to p, then append. A cut is a change of one integer, so a
-retry, a rejected draft and a replay cost nothing here. All layers keep all positions, also those
-with a sliding window: the library's masks do the windowing, and a cut back into a window that
-has been dropped already would be impossible.
+retry, a rejected draft and a replay cost nothing here. All blocks keep all positions, also those
+with a sliding window: a cut back into a window that has been dropped would be impossible (ADR 5).
+
+A session holds the pages of its positions (`pages`), the same numbers in each block. Pages that
+another session holds as well are never written to: they are copied first.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
-
+from swarmd.blocks import Span
+from swarmd.compute.pages import PAGE_TOKENS, PagePool, pages_for
 from swarmd.errors import Busy, PositionOutOfRange
 
-__all__ = ["GROWTH_TOKENS", "KvBudget", "SessionCache"]
-
-GROWTH_TOKENS = 256
-"""A session reserves room in units of this many tokens."""
+__all__ = ["KvBudget", "SessionCache", "Slots"]
 
 
 class KvBudget:
-    """How many tokens all sessions of a node, or of one client of it, may hold in each block.
-    What a part takes counts in its `whole` as well. Thread-safe."""
+    """How many tokens of the cache the sessions of one client may hold. What a part takes counts
+    in its `whole` as well. Thread-safe."""
 
     def __init__(self, tokens: int, *, whole: KvBudget | None = None) -> None:
         self.tokens = tokens
@@ -41,10 +39,9 @@ class KvBudget:
         """Reserve room. Raises Busy, and reserves nothing, when there is not enough."""
         with self._lock:
             if self._used + tokens > self.tokens:
-                whose = "the attention cache" if self._whole is None else "your share of the cache"
                 raise Busy(
-                    f"{whose} is full: {self.tokens - self._used} of {self.tokens} tokens are "
-                    f"free, {tokens} more are needed",
+                    f"your share of the cache is full: {self.tokens - self._used} of {self.tokens} "
+                    f"tokens are free, {tokens} more are needed",
                     retry_after=1.0,
                 )
             if self._whole is not None:
@@ -58,109 +55,163 @@ class KvBudget:
             self._whole.give_back(tokens)
 
 
-class _Layer(CacheLayerMixin):
-    """Keys and values of one block; `length` positions are valid. The buffers grow in the units
-    in which room is reserved, so no more is allocated than the budget counts."""
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Places in a block's buffers that follow one another: `[start, start + count)`."""
 
-    is_sliding = False
-    is_croppable = True
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-        self.length = 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        capacity = rounded_room(key_states.shape[-2], self.limit)
-        self.keys = _grown(key_states, 0, capacity)
-        self.values = _grown(value_states, 0, capacity)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `(rows, heads, new, width)` and return all valid positions, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            capacity = rounded_room(end, self.limit)
-            self.keys = _grown(self.keys, self.length, capacity)
-            self.values = _grown(self.values, self.length, capacity)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def crop(self, tokens_to_remove: int) -> None:
-        self.length = max(0, self.length - abs(tokens_to_remove))
+    start: int
+    count: int
 
 
-class SessionCache(Cache):
-    """The cache of one session over `n_blocks` blocks; `limit` is its greatest length in tokens."""
+class SessionCache:
+    """A session's pages over `blocks`; `limit` is its greatest length in tokens.
 
-    def __init__(self, n_blocks: int, limit: int, budget: KvBudget) -> None:
-        super().__init__(layers=[_Layer(limit) for _ in range(n_blocks)])
-        self.layers: list[_Layer]
+    `names` are those of its leading pages, as far as they are known (see `prefixes`).
+    """
+
+    def __init__(
+        self, blocks: Span, limit: int, pool: PagePool, budget: KvBudget | None = None
+    ) -> None:
+        self.blocks = blocks
         self.limit = limit
         self.position = 0
+        self.pages: list[int] = []
+        self.names: list[bytes] = []
+        self._pool = pool
         self._budget = budget
-        self._reserved = 0
+        self._runs: list[Slots] | None = None
+        self._closed = False
 
-    def prepare(self, start: int, tokens: int) -> None:
-        """Cut back to `start` and make room for `tokens` more.
+    # ---- what a step needs ---------------------------------------------------------------------
 
-        Raises PositionOutOfRange (nothing is cut) when `start` lies beyond what is held or the
-        end lies beyond the limit, and Busy when the node has no room.
-        """
+    def check(self, start: int, tokens: int) -> None:
+        """Raises PositionOutOfRange when a step begins beyond what is held, or ends beyond the
+        limit."""
         if start > self.position:
             raise PositionOutOfRange(
                 f"step at {start}, but the cache holds only {self.position} positions"
             )
-        end = start + tokens
-        if end > self.limit:
-            raise PositionOutOfRange(f"step ends at {end}; the session was opened for {self.limit}")
-        needed = rounded_room(end, self.limit) - self._reserved
-        if needed > 0:
-            self._budget.take(needed)
-            self._reserved += needed
+        if start + tokens > self.limit:
+            raise PositionOutOfRange(
+                f"step ends at {start + tokens}; the session was opened for {self.limit}"
+            )
+
+    def missing_pages(self, start: int, tokens: int) -> int:
+        """Pages that a step at `start` takes from the pool: for growth, and for copies of pages
+        that are shared."""
+        needed = pages_for(start + tokens)
+        shared = sum(
+            self._pool.is_shared(page) for page in self.pages[start // PAGE_TOKENS : needed]
+        )
+        return max(0, needed - len(self.pages)) + shared
+
+    def prepare(self, start: int, tokens: int) -> list[tuple[int, int]]:
+        """Cut back to `start` and hold pages for `tokens` more, which nobody else holds.
+
+        Returns the pages to copy, as (from, to). Raises PositionOutOfRange and Busy, and then
+        changes nothing.
+        """
+        self.check(start, tokens)
+        first, needed = start // PAGE_TOKENS, pages_for(start + tokens)
+        missing = self.missing_pages(start, tokens)
+        if missing > self._pool.available:
+            raise Busy(
+                f"the attention cache is full: {self._pool.available * PAGE_TOKENS} tokens are "
+                f"free, {missing * PAGE_TOKENS} more are needed",
+                retry_after=1.0,
+            )
+        self._reserve(needed - len(self.pages))
         self.cut(start)
+        self._drop(needed)
+        copies = []
+        for index in range(first, len(self.pages)):
+            page = self.pages[index]
+            if not self._pool.is_shared(page):
+                self._pool.unname(page)
+                continue
+            (own,) = self._pool.take(1, self.pages[index - 1] if index else None)
+            self.pages[index] = own
+            if index * PAGE_TOKENS < start:
+                copies.append((page, own))
+            self._pool.release([page])
+            self._runs = None
+        if len(self.pages) < needed:
+            last = self.pages[-1] if self.pages else None
+            self.pages += self._pool.take(needed - len(self.pages), last)
+            self._runs = None
+        return copies
+
+    def adopt(self, page: int, name: bytes) -> None:
+        """Append a page of another session, or a kept one: one page further without computing.
+
+        The position must lie at the end of the held pages. Raises Busy.
+        """
+        if self.position != len(self.pages) * PAGE_TOKENS:
+            raise ValueError("a page can be adopted only at the end of the last page")
+        self._reserve(1)
+        self._pool.share(page)
+        self.pages.append(page)
+        self.names.append(name)
+        self.position += PAGE_TOKENS
+        self._runs = None
+
+    # ---- positions -----------------------------------------------------------------------------
 
     def cut(self, position: int) -> None:
-        """Forget everything from `position` on."""
+        """Forget everything from `position` on; pages stay until the next step needs fewer."""
         self.position = min(position, self.position)
-        for layer in self.layers:
-            layer.length = min(position, layer.length)
+        del self.names[self.position // PAGE_TOKENS :]
+
+    def cut_to_pages(self, position: int) -> None:
+        """Cut back and let go of all pages beyond, so that pages can be adopted from there."""
+        self.cut(position)
+        self._drop(pages_for(self.position))
 
     def advance(self, tokens: int) -> None:
         """Record that `tokens` more positions went through all blocks."""
         self.position += tokens
 
+    def slots(self, start: int, end: int) -> list[Slots]:
+        """Where the positions `[start, end)` lie, as few runs as there are."""
+        if self._runs is None:
+            self._runs = _runs(self.pages)
+        found, base = [], 0
+        for run in self._runs:
+            low, high = max(start, base), min(end, base + run.count)
+            if low < high:
+                found.append(Slots(run.start + low - base, high - low))
+            base += run.count
+        return found
+
     def close(self) -> None:
-        """Give the memory and the reservation back. Idempotent."""
-        self._budget.give_back(self._reserved)
-        self._reserved = 0
-        self.position = 0
-        self.layers = []
+        """Give all pages and the reservation back. Idempotent."""
+        if self._closed:
+            return
+        self.cut(0)
+        self._drop(0)
+        self._closed = True
+        self.limit = 0
+
+    def _reserve(self, pages: int) -> None:
+        if self._budget is not None and pages > 0:
+            self._budget.take(pages * PAGE_TOKENS)
+
+    def _drop(self, keep: int) -> None:
+        """Release all pages but the first `keep`."""
+        released = self.pages[keep:]
+        if released:
+            self._pool.release(reversed(released))
+            del self.pages[keep:]
+            self._runs = None
+            if self._budget is not None:
+                self._budget.give_back(len(released) * PAGE_TOKENS)
 
 
-def rounded_room(tokens: int, limit: int) -> int:
-    """The room in tokens that a session of `tokens` takes: whole units, at most its limit."""
-    return max(tokens, min(-(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS, limit))
-
-
-def _grown(old: torch.Tensor, length: int, capacity: int) -> torch.Tensor:
-    rows, heads, _, width = old.shape
-    new = old.new_empty((rows, heads, capacity, width))
-    new[:, :, :length] = old[:, :, :length]
-    return new
+def _runs(pages: list[int]) -> list[Slots]:
+    runs: list[Slots] = []
+    for page in pages:
+        if runs and runs[-1].start + runs[-1].count == page * PAGE_TOKENS:
+            runs[-1] = Slots(runs[-1].start, runs[-1].count + PAGE_TOKENS)
+        else:
+            runs.append(Slots(page * PAGE_TOKENS, PAGE_TOKENS))
+    return runs

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 __all__ = ["MemoryPlan"]
 
 WORKSPACE_BYTES = 32 << 20
-"""Activations of one prefill chunk and the allocator's slack; the trial step stays below it."""
+"""Activations of one turn of the engine and the allocator's slack."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a node may use and what a block needs, in bytes."""
+    """What a node may use and what a block needs, in bytes. `kv_tokens` are whole pages;
+    `output_bytes`, those of the outputs that are kept of shared beginnings, once for all blocks."""
 
     limit: int
     block_bytes: int
@@ -20,6 +21,7 @@ class MemoryPlan:
     kv_tokens: int
     n_blocks: int
     workspace: int = WORKSPACE_BYTES
+    output_bytes: int = 0
 
     @property
     def each_block(self) -> int:
@@ -28,7 +30,8 @@ class MemoryPlan:
     @property
     def blocks(self) -> int:
         """How many blocks fit, at most all; 0 if not even one does."""
-        return max(0, min(self.n_blocks, (self.limit - self.workspace) // self.each_block))
+        left = self.limit - self.workspace - self.output_bytes
+        return max(0, min(self.n_blocks, left // self.each_block))
 
     def explain(self) -> list[str]:
         """The sum, a line each."""
@@ -36,6 +39,7 @@ class MemoryPlan:
         return [
             f"memory for the model     {_mb(self.limit)}",
             f"  workspace             -{_mb(self.workspace)}",
+            f"  kept outputs          -{_mb(self.output_bytes)}  ({self.kv_tokens} tokens)",
             f"  one block's weights    {_mb(self.block_bytes)}",
             f"  one block's cache      {_mb(cache)}  ({self.kv_tokens} tokens)",
             f"  blocks that fit        {self.blocks} of {self.n_blocks}",

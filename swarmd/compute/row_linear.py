@@ -8,25 +8,38 @@ Which is faster differs by shape and processor, as does torch's kernel against n
 (OpenBLAS), so each shape is measured on the loaded weights. Values, shapes and names of the
 weights stay as they are: a layout is a matter of strides.
 
-Only the CPU is concerned; several rows at a time always go through torch, in either layout.
+Only the CPU is concerned; many rows at a time always go through torch, in either layout.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-__all__ = ["Kernel", "RowLinear", "kernel_seconds", "linear_shapes", "use_faster_rows"]
+from swarmd.compute.fused_linears import FusedLinear, fuse_linears
 
-TRIALS = 5
+__all__ = [
+    "Kernel",
+    "RowLinear",
+    "kernel_seconds",
+    "linear_shapes",
+    "one_thread",
+    "use_faster_rows",
+]
+
+FEW_ROWS = 32
+"""Up to so many rows numpy's product was the faster one where it is for one row (`bench.rows`)."""
+
+TRIALS = 3
 SAMPLE_BYTES = 64 << 20
 """Weights of a shape that a trial reads: more than processors cache, where there are so many."""
 
@@ -40,12 +53,12 @@ class Kernel:
 
 
 class RowLinear(nn.Linear):
-    """`nn.Linear` whose product with one row is numpy's. Weights and parameters are the same."""
+    """`nn.Linear` whose product with few rows is numpy's. Weights and parameters are the same."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.numel() != self.in_features:
+        if input.numel() > FEW_ROWS * self.in_features:
             return super().forward(input)
-        product = input.numpy().reshape(-1) @ self.weight.numpy().T
+        product = input.numpy().reshape(-1, self.in_features) @ self.weight.numpy().T
         output = torch.from_numpy(product).view(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
 
@@ -64,7 +77,9 @@ def use_faster_rows(model: nn.Module) -> dict[tuple[int, int], Kernel]:
 
     Returns what was chosen, by shape (outputs, inputs).
     """
+    fuse_linears(model)
     shapes = linear_shapes(model)
+    parts = [module for module in model.modules() if isinstance(module, FusedLinear)]
     chosen = {}
     with torch.inference_mode():
         for shape, layers in shapes.items():
@@ -77,8 +92,11 @@ def use_faster_rows(model: nn.Module) -> dict[tuple[int, int], Kernel]:
             for layer in layers
             if chosen[shape].by_columns
         }
+        copied |= {id(part.weight) for part in parts}
         if copied:
             _leave_the_file(model, copied)
+        for part in parts:
+            part.share_weight()
     return chosen
 
 
@@ -97,8 +115,23 @@ def _apply(kernel: Kernel, layer: nn.Linear) -> None:
         layer.__class__ = RowLinear
 
 
-def kernel_seconds(layers: Sequence[nn.Linear]) -> dict[Kernel, list[float]]:
-    """Seconds that a product of each of some `layers` with one row takes by each kernel.
+@contextlib.contextmanager
+def one_thread(rows: int) -> Iterator[None]:
+    """For a run of few rows on the CPU, keep torch's other threads out of it: each of its many
+    small operations would wait for them to wake up, and the products are numpy's."""
+    threads = torch.get_num_threads()
+    if rows > FEW_ROWS or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def kernel_seconds(layers: Sequence[nn.Linear], rows: int = 1) -> dict[Kernel, list[float]]:
+    """Seconds that a product of each of some `layers` with few rows takes by each kernel.
 
     All `layers` have one shape. Some are copied, tried in turn, `TRIALS` times over. numpy's own
     threads are limited to one, for good: they and torch's would wait for one another's cores,
@@ -107,7 +140,7 @@ def kernel_seconds(layers: Sequence[nn.Linear]) -> dict[Kernel, list[float]]:
     threadpool_limits(limits=1, user_api="blas")
     weight = layers[0].weight
     sample = layers[: max(1, SAMPLE_BYTES // (weight.numel() * weight.element_size()))]
-    row = torch.ones(1, 1, layers[0].in_features, dtype=weight.dtype)
+    row = torch.ones(1, rows, layers[0].in_features, dtype=weight.dtype)
     layouts = {
         by_columns: [_laid_out(layer.weight, by_columns=by_columns) for layer in sample]
         for by_columns in (False, True)
@@ -127,8 +160,10 @@ def kernel_seconds(layers: Sequence[nn.Linear]) -> dict[Kernel, list[float]]:
 
 
 def _fastest(layers: Sequence[nn.Linear]) -> Kernel:
-    seconds = kernel_seconds(layers)
-    return min(seconds, key=lambda kernel: statistics.median(seconds[kernel]))
+    """The kernel that is fastest for one row; what it takes for eight counts as well, by a fourth,
+    since sessions run together."""
+    one, eight = kernel_seconds(layers), kernel_seconds(layers, 8)
+    return min(one, key=lambda k: statistics.median(one[k]) + statistics.median(eight[k]) / 4)
 
 
 def _laid_out(weight: torch.Tensor, *, by_columns: bool) -> torch.Tensor:

@@ -1,30 +1,44 @@
-"""Which steps the engine runs next: a pure decision from the queue.
+"""Which steps the engine runs together next: a pure decision from queue, pages and deadlines.
 
-Steps belong to sessions, and sessions to clients. Each turn runs
+Steps belong to sessions, and sessions to clients. Steps of one session run in the order in which
+they came. A turn is one run through the blocks; it takes
 
-- the step of every client that has just one waiting, if it has few tokens (a decode step): somebody
-  reads along there;
-- one piece for all others together: a chunk of a long step (a prefill), or a decode step of a
-  client that has more steps waiting. Clients take turns at it by what they cost (`FairQueue`), and
-  so do the sessions of one client.
+1. a decode step (few tokens: somebody reads along) of every client that has one waiting;
+2. further decode steps of the same clients, those first whose clients have cost least so far;
+3. one piece of one long step (a prefill), of the client that has cost least so far, and of its
+   sessions the one that has.
 
-So a long prompt delays the tokens of another client by at most one chunk a turn, and a client with
-twenty sessions gets no more than one with a single session. A chunk is short while another client
-decodes. Steps of one session run in the order in which they came.
+What 2 and 3 add is bounded by what it costs: while a client decodes, a turn takes at most
+`STRETCH` times as long as one with a decode step of each client alone. So neither a long prompt nor
+a client with twenty sessions makes another one's tokens come at less than half of their pace.
+
+A step that needs pages of the attention cache begins when there are enough. Until then it waits:
+decode steps need one page at most and go first, long steps stand in line. A step whose deadline
+passes is refused; one that waited for pages says so.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 from swarmd.compute.fair_queue import FairQueue
+from swarmd.compute.turn_cost import TurnCost
 
-__all__ = ["Scheduler", "Turn", "Work"]
+__all__ = ["STRETCH", "Refused", "Scheduler", "Turn", "Work"]
+
+READING_SECONDS = 1.0
+"""So long after its last decode step a client counts as one that reads along."""
+
+STRETCH = 2.0
+"""By how much what rides along may make the turns of those who read along longer."""
+
+SMALLEST_PIECE = 8
+"""A piece of a long step is not cut shorter than this: it would cost more turns than it spares."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
     """A step that waits or is part done. `deadline`: seconds of the monotonic clock, or None.
     `client`: who pays for it; None is a client with this session only."""
@@ -35,6 +49,8 @@ class Work:
     deadline: float | None = None
     done: int = 0
     client: Hashable | None = None
+    begun: bool = False
+    lacks_pages: bool = False
 
     @property
     def payer(self) -> Hashable:
@@ -46,30 +62,51 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A step whose deadline passed; `for_pages`: while it waited for room in the cache."""
+
+    work: Work
+    for_pages: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """What to run now: each piece is a step and how many of its tokens. `expired` missed its
-    deadline while it waited, and is to be refused."""
+    """What to run now, together: each piece is a step and how many of its tokens."""
 
     pieces: tuple[tuple[Work, int], ...]
-    expired: tuple[Work, ...]
+    expired: tuple[Refused, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for _, tokens in self.pieces)
 
 
-READING_SECONDS = 1.0
-"""So long after its last decode step a client counts as one that reads along."""
+@dataclass(slots=True)
+class _Heads:
+    """The steps that may run now, the first one of each session, by client."""
+
+    decode: dict[Hashable, list[Work]] = field(default_factory=dict)
+    long: dict[Hashable, list[Work]] = field(default_factory=dict)
 
 
 class Scheduler:
-    """`chunk_tokens`: the longest piece of a prefill; `shared_chunk_tokens`: the same while another
-    client decodes; `decode_tokens`: up to which length a step counts as a decode step."""
+    """`chunk_tokens`: the longest piece of a long step; `decode_tokens`: up to which length a step
+    counts as a decode step; `max_rows`: the most tokens of decode steps in a turn."""
 
     def __init__(
-        self, *, chunk_tokens: int = 256, decode_tokens: int = 8, shared_chunk_tokens: int = 16
+        self,
+        *,
+        chunk_tokens: int = 256,
+        decode_tokens: int = 8,
+        max_rows: int = 64,
+        cost: TurnCost | None = None,
     ) -> None:
-        if not 0 < decode_tokens <= chunk_tokens:
-            raise ValueError("0 < decode_tokens <= chunk_tokens must hold")
+        if not 0 < decode_tokens <= min(chunk_tokens, max_rows):
+            raise ValueError("0 < decode_tokens <= chunk_tokens, max_rows must hold")
         self.chunk_tokens = chunk_tokens
-        self.shared_chunk_tokens = min(chunk_tokens, max(shared_chunk_tokens, decode_tokens + 1))
         self.decode_tokens = decode_tokens
+        self.max_rows = max_rows
+        self.cost = cost or TurnCost()
         self._clients: dict[Hashable, dict[Hashable, deque[Work]]] = {}
         self._works: dict[int, Work] = {}
         self._among_clients = FairQueue()
@@ -79,6 +116,12 @@ class Scheduler:
     def __len__(self) -> int:
         """Steps that wait or are part done."""
         return len(self._works)
+
+    def next_deadline(self) -> float | None:
+        """When the first of the waiting steps has to be refused."""
+        return min(
+            (w.deadline for w in self._works.values() if w.deadline is not None), default=None
+        )
 
     def add(self, work: Work) -> None:
         if work.key in self._works:
@@ -104,26 +147,29 @@ class Scheduler:
             self._among_clients.clear()
         return True
 
-    def next_turn(self, now: float) -> Turn:
-        """Choose the next pieces. Part-done steps stay queued until `advance` completes them."""
-        expired = tuple(
-            work
-            for work in self._works.values()
-            if work.deadline is not None and work.deadline <= now
-        )
-        for work in expired:
-            self.remove(work.key)
+    def next_turn(
+        self, now: float, *, free_pages: int = 0, needs: Callable[[Work], int] = lambda _: 0
+    ) -> Turn:
+        """Choose the next pieces. `needs` tells how many of `free_pages` a step takes when it
+        begins. Part-done steps stay queued until `advance` completes them.
+
+        A turn without pieces, while steps wait, means that all of them lack pages.
+        """
+        expired = self._expire(now)
         self._read_at = {c: at for c, at in self._read_at.items() if now - at < READING_SECONDS}
-        pieces, others = [], []
-        for client, sessions in self._clients.items():
-            only = self._only_decode_step(sessions)
-            if only is None:
-                others.append(client)
-                continue
-            pieces.append((only, only.remaining))
-            self._read_at[client] = now
-        if others:
-            pieces.append(self._shared_piece(others))
+        heads = self._startable(free_pages, needs)
+        clients = heads.decode.keys() | heads.long.keys()
+        if clients:
+            self._among_clients.pick(sorted(clients, key=self._age))  # the level follows the least
+        self._read_at.update(dict.fromkeys(heads.decode, now))
+        pieces = self._first_of_each(heads.decode)
+        alone = len(clients | self._read_at.keys()) <= 1
+        room = self.max_rows if alone else self._room_beside(pieces)
+        pieces += self._more_rows(heads.decode, pieces, -(-room // 2) if heads.long else room)
+        if heads.long:
+            pieces.append(self._long_piece(heads.long, pieces))
+        for work, _ in pieces:
+            work.begun = True
         return Turn(tuple(pieces), expired)
 
     def advance(self, work: Work, tokens: int, cost: float | None = None) -> bool:
@@ -138,19 +184,93 @@ class Scheduler:
         self.remove(work.key)
         return True
 
-    def _only_decode_step(self, sessions: dict[Hashable, deque[Work]]) -> Work | None:
-        if len(sessions) > 1:
-            return None
-        (queue,) = sessions.values()
-        few = len(queue) == 1 and queue[0].remaining <= self.decode_tokens
-        return queue[0] if few and queue[0].done == 0 else None
+    def _expire(self, now: float) -> tuple[Refused, ...]:
+        late = [w for w in self._works.values() if w.deadline is not None and w.deadline <= now]
+        for work in late:
+            self.remove(work.key)
+        return tuple(Refused(work, work.lacks_pages) for work in late)
 
-    def _shared_piece(self, clients: list[Hashable]) -> tuple[Work, int]:
-        client = self._among_clients.pick(clients)
-        sessions = self._clients[client]
+    def _startable(self, free_pages: int, needs: Callable[[Work], int]) -> _Heads:
+        """The first step of each session, as far as there are pages for it, oldest first."""
+        firsts = [queue[0] for sessions in self._clients.values() for queue in sessions.values()]
+        firsts.sort(key=lambda work: (not self._is_decode(work), work.key))
+        heads, line_stands = _Heads(), False
+        for work in firsts:
+            if not work.begun:
+                needed = needs(work)
+                decode = self._is_decode(work)
+                work.lacks_pages = needed > free_pages or (line_stands and needed > 0)
+                if work.lacks_pages:
+                    line_stands = line_stands or not decode
+                    continue
+                free_pages -= needed
+            by_client = heads.decode if self._is_decode(work) else heads.long
+            by_client.setdefault(work.payer, []).append(work)
+        return heads
+
+    def _is_decode(self, work: Work) -> bool:
+        return work.done == 0 and work.tokens <= self.decode_tokens
+
+    def _first_of_each(self, decode: dict[Hashable, list[Work]]) -> list[tuple[Work, int]]:
+        """A decode step of each client, as many as a turn has rows for."""
+        pieces: list[tuple[Work, int]] = []
+        rows = 0
+        for client in sorted(decode, key=self._among_clients.share):
+            work = self._pick_session(client, decode[client])
+            if rows + work.tokens > self.max_rows:
+                break
+            pieces.append((work, work.tokens))
+            rows += work.tokens
+        return pieces
+
+    def _room_beside(self, pieces: list[tuple[Work, int]]) -> int:
+        """How many tokens may ride along with one decode step of each who reads along, also of
+        those whose next step is still on its way."""
+        tokens = sum(count for _, count in pieces)
+        readers = max(tokens, len(self._read_at))
+        longest = STRETCH * self.cost.seconds(readers)
+        return max(0, self.cost.tokens_within(longest) - readers)
+
+    def _more_rows(
+        self, decode: dict[Hashable, list[Work]], first: list[tuple[Work, int]], room: int
+    ) -> list[tuple[Work, int]]:
+        """Further decode steps, in turn from the clients that cost least."""
+        room = min(room, self.max_rows - sum(tokens for _, tokens in first))
+        taken = {work.key for work, _ in first}
+        waiting = {
+            client: [work for work in works if work.key not in taken]
+            for client, works in decode.items()
+        }
+        pieces: list[tuple[Work, int]] = []
+        by_cost = sorted(waiting, key=self._among_clients.share)
+        for number in range(max(map(len, waiting.values()), default=0)):
+            for client in by_cost:
+                if number >= len(waiting[client]):
+                    continue
+                work = waiting[client][number]
+                if work.tokens > room:
+                    return pieces
+                pieces.append((work, work.tokens))
+                room -= work.tokens
+        return pieces
+
+    def _long_piece(
+        self, long: dict[Hashable, list[Work]], rows: list[tuple[Work, int]]
+    ) -> tuple[Work, int]:
+        client = min(sorted(long, key=self._age), key=self._among_clients.share)
+        work = self._pick_session(client, long[client])
+        if not rows and self._read_at.keys() <= {client}:
+            return work, min(work.remaining, self.chunk_tokens)  # nobody is made to wait
+        first = {other.payer: (other, tokens) for other, tokens in reversed(rows)}
+        spent = sum(tokens for _, tokens in rows) - sum(tokens for _, tokens in first.values())
+        room = max(SMALLEST_PIECE, self._room_beside(list(first.values())) - spent)
+        return work, min(work.remaining, room, self.chunk_tokens)
+
+    def _pick_session(self, client: Hashable, works: list[Work]) -> Work:
         shares = self._among_sessions.setdefault(client, FairQueue())
-        oldest_first = sorted(sessions, key=lambda session: sessions[session][0].key)
-        work = sessions[shares.pick(oldest_first)][0]
-        disturbs = any(reader != client for reader in self._read_at)
-        longest = self.shared_chunk_tokens if disturbs else self.chunk_tokens
-        return work, min(work.remaining, longest)
+        by_session = {work.session: work for work in sorted(works, key=lambda work: work.key)}
+        return by_session[shares.pick(by_session)]
+
+    def _age(self, client: Hashable) -> int:
+        """The number of a client's oldest step: of equals the one that came first goes first."""
+        return min(queue[0].key for queue in self._clients[client].values())

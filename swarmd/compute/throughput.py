@@ -13,7 +13,8 @@ import torch
 
 from swarmd.atomic_file import write_file
 from swarmd.compute.block_span import BlockSpan
-from swarmd.compute.kv_cache import KvBudget, SessionCache
+from swarmd.compute.sole_session import SoleSession
+from swarmd.compute.turn_cost import TurnCost
 
 __all__ = ["Throughput", "measure", "measured_or_cached"]
 
@@ -28,17 +29,23 @@ class Throughput:
     decode_us: int
     prefill_us: int
 
+    def turn_cost(self, *, batched: bool) -> TurnCost:
+        """What the scheduler reckons with: a turn reads the weights once for all of its tokens,
+        unless sessions run one by one."""
+        if not batched:
+            return TurnCost(0.0, float(self.decode_us))
+        return TurnCost(float(max(0, self.decode_us - self.prefill_us)), float(self.prefill_us))
+
 
 def measure(blocks: BlockSpan) -> Throughput:
     """Time a short prefill and decode steps through all of `blocks`, at a context of 64 tokens."""
-    length = 2 * PREFILL_TOKENS + DECODE_STEPS
-    cache = blocks.new_cache(blocks.span, length, KvBudget(length))
     hidden = torch.randn(1, PREFILL_TOKENS, blocks.hidden_size) * 0.1
-    blocks.run(blocks.span, hidden, cache)  # warms caches and allocators up
-    cache.cut(0)
-    prefill = _seconds(blocks, hidden, cache)
-    decode = [_seconds(blocks, hidden[:, :1], cache) for _ in range(DECODE_STEPS)]
-    cache.close()
+    session = SoleSession(blocks, 2 * PREFILL_TOKENS)
+    session.step(hidden, 0)  # warms caches and allocators up
+    prefill = _seconds(blocks, session, hidden, 0)
+    decode = [
+        _seconds(blocks, session, hidden[:, :1], PREFILL_TOKENS + n) for n in range(DECODE_STEPS)
+    ]
     n_blocks = len(blocks.span)
     return Throughput(
         decode_us=max(1, round(1e6 * statistics.median(decode) / n_blocks)),
@@ -46,18 +53,20 @@ def measure(blocks: BlockSpan) -> Throughput:
     )
 
 
-def _seconds(blocks: BlockSpan, hidden: torch.Tensor, cache: SessionCache) -> float:
+def _seconds(blocks: BlockSpan, session: SoleSession, hidden: torch.Tensor, start: int) -> float:
     began = time.perf_counter()
-    blocks.run(blocks.span, hidden, cache)
+    session.step(hidden, start)
     if blocks.device != "cpu":
         torch.cuda.synchronize(blocks.device)
     return time.perf_counter() - began
 
 
 def measured_or_cached(blocks: BlockSpan, model_id: str, cache_file: Path) -> Throughput:
-    """The remembered figures of this device, model, dtype and thread count, or new ones."""
+    """The remembered figures of this device, model, arithmetic and thread count, or new ones."""
     device = torch.cuda.get_device_name(blocks.device) if blocks.device != "cpu" else "cpu"
     key = f"{device}/{torch.get_num_threads()}/{torch.__version__}/{model_id}/{blocks.dtype}"
+    if blocks.quantization != "none":
+        key += f"/{blocks.quantization}"
     known: dict[str, dict[str, int]] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = dict(json.loads(cache_file.read_text()))

@@ -19,6 +19,7 @@ from transformers.utils import logging as library_logging
 
 from swarmd.blocks import Span
 from swarmd.compute.cut_model import cut_class, parse_config
+from swarmd.compute.dry_run import check_can_be_cut
 from swarmd.errors import ModelError, UnsupportedModel
 
 __all__ = ["DTYPES", "BlockProgress", "WeightFolder", "load_part", "torch_dtype"]
@@ -65,9 +66,10 @@ def load_part(
     """The causal model with only the blocks of `span`, or (None) with all but the blocks.
 
     `progress` is called before each tensor and after each block. Raises what it raises,
-    ModelError for tensors that are missing or unreadable, UnsupportedModel for a family that
-    cannot be cut.
+    ModelError for tensors that are missing or unreadable, and, before one is read,
+    UnsupportedModel for a model that cannot be cut.
     """
+    check_can_be_cut(folder.config)
     config = parse_config(folder.config)
     names = folder.client_tensors() if span is None else folder.block_tensors(span)
     cls = cut_class(config, span)

@@ -205,7 +205,7 @@ def test_a_session_longer_than_a_peers_cache_goes_to_another(
 ) -> None:
     async def work() -> None:
         async with swarm.running(SPANS + SPANS):
-            swarm.peers[1].engine.budget.tokens = 32
+            swarm.peers[1].engine.arena.tokens = 32
             async with await swarm.session(swarm.peers[:3], max_length=64) as session:
                 assert await answer(ends, session) == undisturbed
                 assert session.chain[1].peer.peer_id == swarm.peers[4].info.peer_id

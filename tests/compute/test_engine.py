@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,9 +13,11 @@ import torch
 from swarmd.blocks import Span
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.engine import Engine
-from swarmd.compute.kv_cache import SessionCache
+from swarmd.compute.kv_arena import KvArena
 from swarmd.compute.model_folder import open_folder
+from swarmd.compute.ragged_batch import Piece
 from swarmd.compute.scheduler import Scheduler
+from swarmd.compute.sole_session import SoleSession
 from swarmd.errors import (
     BlocksNotHeld,
     Busy,
@@ -42,16 +44,11 @@ def values(tokens: int, seed: int = 1) -> torch.Tensor:
 
 def alone(blocks: BlockSpan, *pieces: torch.Tensor, chunk: int = 10_000) -> torch.Tensor:
     """What a session gives that has the engine to itself; the last piece's output."""
-    from swarmd.compute.kv_cache import KvBudget
-
-    cache = blocks.new_cache(ALL, 10_000, KvBudget(100_000))
+    session = SoleSession(blocks, 1000)
     for piece in pieces:
-        found = []
-        for start in range(0, piece.shape[1], chunk):
-            part = piece[:, start : start + chunk]
-            cache.prepare(cache.position, part.shape[1])
-            found.append(blocks.run(ALL, part, cache))
-    return torch.cat(found, dim=1)
+        parts = piece.split(chunk, dim=1)
+        found = torch.cat([session.step(part) for part in parts], dim=1)
+    return found
 
 
 class Valve:
@@ -63,11 +60,11 @@ class Valve:
         self._go = threading.Event()
         original = blocks.run
 
-        def run(span: Span, hidden: torch.Tensor, cache: SessionCache) -> torch.Tensor:
-            self.pieces += 1
+        def run(arena: KvArena, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+            self.pieces += len(pieces)
             self.entered.set()
             assert self._go.wait(20)
-            return original(span, hidden, cache)
+            return original(arena, pieces)
 
         monkeypatch.setattr(blocks, "run", run)
 
@@ -119,7 +116,7 @@ def test_a_cancelled_step_leaves_no_trace(
     blocks: BlockSpan, run_either: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        async with Engine(blocks, kv_tokens=1000, scheduler=Scheduler(chunk_tokens=16)) as engine:
+        async with Engine(blocks, kv_tokens=1024, scheduler=Scheduler(chunk_tokens=16)) as engine:
             session, other = engine.open(ALL, 250), engine.open(ALL, 250)
             first = await engine.step(session, 0, values(5))
             with monkeypatch.context() as patch:
@@ -146,7 +143,7 @@ def test_a_cancelled_step_leaves_no_trace(
             engine.close(session)
             engine.close(other)
             await engine.call(lambda: None)
-            assert engine.kv_free == 1000
+            assert engine.kv_free == 1024
 
     run_either(work())
 
@@ -155,15 +152,15 @@ def test_an_exception_in_one_session_leaves_the_others(
     blocks: BlockSpan, run_async: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        async with Engine(blocks, kv_tokens=1000) as engine:
+        async with Engine(blocks, kv_tokens=1024) as engine:
             bad, good = engine.open(ALL, 250), engine.open(ALL, 250)
             await engine.step(bad, 0, values(5))
             original = blocks.run
 
-            def run(span: Span, hidden: torch.Tensor, cache: SessionCache) -> torch.Tensor:
-                if cache is bad.cache:
+            def run(arena: KvArena, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+                if any(piece.cache is bad.cache for piece in pieces):
                     raise ZeroDivisionError("secret")
-                return original(span, hidden, cache)
+                return original(arena, pieces)
 
             with monkeypatch.context() as patch:
                 patch.setattr(blocks, "run", run)
@@ -184,7 +181,7 @@ def test_an_exception_in_one_session_leaves_the_others(
 
 def test_typed_refusals(blocks: BlockSpan, run_async: Runner) -> None:
     async def work() -> None:
-        async with Engine(blocks, kv_tokens=300) as engine:
+        async with Engine(blocks, kv_tokens=288) as engine:
             with pytest.raises(BlocksNotHeld):
                 engine.open(Span(3, 7), 10)
             session, other = engine.open(ALL, 256), engine.open(ALL, 256)
@@ -195,7 +192,7 @@ def test_typed_refusals(blocks: BlockSpan, run_async: Runner) -> None:
             await engine.step(session, 0, values(200))
             with pytest.raises(Busy):
                 await engine.step(other, 0, values(100))
-            assert engine.kv_free == 44
+            assert engine.kv_free == 64
             engine.close(session)
             await engine.step(other, 0, values(100))
 
@@ -206,7 +203,7 @@ def test_a_deadline_is_kept_in_the_queue(
     blocks: BlockSpan, run_async: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        async with Engine(blocks, kv_tokens=1000) as engine:
+        async with Engine(blocks, kv_tokens=1024) as engine:
             one, two = engine.open(ALL, 100), engine.open(ALL, 100)
             with pytest.raises(DeadlineExceeded):
                 await engine.step(one, 0, values(3), deadline=time.monotonic() - 1)

@@ -52,7 +52,7 @@ def stage(swarm: LocalSwarm, undisturbed: list[bytes], caplog: pytest.LogCapture
                 yield Scene(peer, session)
                 assert await healthy_steps(session, 2, 1) == undisturbed[2:]
                 assert session.statistics.recoveries == [], "the healthy session was hurt"
-            await until(lambda: peer.engine.kv_free == kv_tokens)
+            await until(lambda: peer.engine.kv_free == peer.engine.kv_tokens)
             assert peer.server.open_sessions == 0
             await swarm.pool.__aexit__()
             await until(lambda: peer.server.quotas.open_connections == 0)

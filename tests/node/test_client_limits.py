@@ -133,26 +133,26 @@ def test_sessions_of_an_address(stage: Stage, run_async: Runner) -> None:
 
 
 def test_cache_room_of_an_address(stage: Stage, run_async: Runner) -> None:
-    """Of 400 tokens one client may fill half, in any number of sessions."""
+    """Of 384 tokens one client may fill half, in any number of sessions."""
 
     async def work() -> None:
-        async with stage(limits=limits(kv_share=0.5), kv_tokens=400) as scene:
+        async with stage(limits=limits(kv_share=0.5), kv_tokens=384) as scene:
             async with caller(scene, 2) as one, caller(scene, 2) as two, caller(scene, 3) as other:
                 for stranger in (one, two, other):
                     await stranger.greet()
-                one.send(Open(ID, 0, N_BLOCKS, 201))
-                assert "200" in (await one.refused(SessionTooLong)).message
+                one.send(Open(ID, 0, N_BLOCKS, 193))
+                assert "192" in (await one.refused(SessionTooLong)).message
                 for stranger in (one, two, other):
                     await stranger.open(max_length=150)
                 one.send(step(tokens=100), payload=hidden(100, 1))
                 await one.expect(Output)
-                two.send(step(tokens=50), payload=hidden(50, 1))
+                two.send(step(tokens=70), payload=hidden(70, 2))
                 await is_busy(two, fatal=False)
                 other.send(step(tokens=100), payload=hidden(100, 1))
                 await other.expect(Output)
                 one.send(Close(ID))
                 await one.expect(Closed)
-                two.send(step(0, 2, tokens=50), payload=hidden(50, 1))
+                two.send(step(0, 2, tokens=70), payload=hidden(70, 2))
                 await two.expect(Output)
 
     run_async(work())

@@ -35,37 +35,38 @@ def test_too_many_connections(stage: Stage, run_async: Runner) -> None:
 
 def test_a_full_cache_is_busy_and_reserves_nothing(stage: Stage, run_async: Runner) -> None:
     async def work() -> None:
-        async with stage(kv_tokens=500) as scene:  # of which the healthy session holds 64
+        async with stage(kv_tokens=416) as scene:
             async with scene.stranger() as first, scene.stranger() as second:
                 for stranger in (first, second):
                     await stranger.greet()
                     await stranger.open(max_length=256)
+                free = scene.peer.engine.kv_free
                 first.send(step(tokens=200), payload=hidden(200, 1))
-                await first.expect(Output)
+                assert (await first.expect(Output)).kv_free == free - 224, "whole pages"
                 for number in (1, 2, 3):
-                    second.send(step(0, number, tokens=200), payload=hidden(200, 1))
+                    second.send(step(0, number, tokens=200), payload=hidden(200, 2))
                     refusal = await second.refused(Busy)
                     assert refusal.to_error().retry_after == 1.0
-                    assert scene.peer.engine.kv_free == 500 - 64 - 256
+                    assert scene.peer.engine.kv_free == free - 224
                 first.send(Close(ID))
                 await first.expect(Closed)
-                second.send(step(0, 4, tokens=200), payload=hidden(200, 1))
-                assert (await second.expect(Output)).kv_free == 500 - 64 - 256
+                second.send(step(0, 4, tokens=200), payload=hidden(200, 2))
+                assert (await second.expect(Output)).kv_free == free - 224
 
     run_async(work())
 
 
 def test_a_session_longer_than_the_whole_cache(stage: Stage, run_async: Runner) -> None:
     async def work() -> None:
-        async with stage(kv_tokens=200) as scene, scene.stranger() as stranger:
+        async with stage(kv_tokens=192) as scene, scene.stranger() as stranger:
             await stranger.greet()
             for start in (0, 3):  # the cache counts tokens a block, so the span does not matter
-                stranger.send(Open(ID, start, N_BLOCKS, 201))
+                stranger.send(Open(ID, start, N_BLOCKS, 193))
                 refusal = await stranger.refused(SessionTooLong)
                 assert not refusal.fatal
-                assert "201" in refusal.message
-                assert "200" in refusal.message
-            await stranger.open(max_length=200)
+                assert "193" in refusal.message
+                assert "192" in refusal.message
+            await stranger.open(max_length=192)
             stranger.send(Close(ID))
             await stranger.expect(Closed)
             await stranger.open(max_length=100)
