@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import logging
 
 import torch
+from transformers import PreTrainedModel
 
 from swarmd.compute.cut_model import forked, layer_stack, without_head, without_prelude
+from swarmd.compute.graphed_ends import GraphedCall
 from swarmd.compute.row_linear import use_faster_rows
 from swarmd.compute.weights import WeightFolder, load_part, torch_dtype
 
 __all__ = ["ModelEnds"]
+
+log = logging.getLogger(__name__)
 
 
 class ModelEnds:
@@ -21,6 +25,17 @@ class ModelEnds:
         """Read the tensors outside the blocks. Raises ModelError, UnsupportedModel."""
         model = load_part(folder, None, dtype=dtype, device=device)
         use_faster_rows(model)
+        self._set_up(model, dtype=dtype, device=device)
+
+    @classmethod
+    def of_model(cls, model: PreTrainedModel, *, dtype: str, device: str = "cpu") -> ModelEnds:
+        """Of a model that has no blocks any more (see `cut_model`), wherever its weights come
+        from."""
+        ends = cls.__new__(cls)
+        ends._set_up(model, dtype=dtype, device=device)
+        return ends
+
+    def _set_up(self, model: PreTrainedModel, *, dtype: str, device: str) -> None:
         prelude = forked(model)
         without_head(prelude)
         without_prelude(model)
@@ -36,21 +51,49 @@ class ModelEnds:
             "position_ids" in inspect.signature(type(self._prelude).forward).parameters
         )
 
+        self._graphed_embed: GraphedCall | None = None
+        self._graphed_logits: GraphedCall | None = None
+        if device != "cpu":
+            self._use_graphs()
+
+    @torch.inference_mode()
+    def _use_graphs(self) -> None:
+        """For single tokens, as decode steps have them. A family that cannot be captured runs
+        eagerly."""
+        token = torch.zeros(2, 1, 1, dtype=torch.long, device=self.device)
+        hidden = torch.zeros(1, 1, self.hidden_size, dtype=self.torch_dtype, device=self.device)
+        try:
+            self._graphed_embed = GraphedCall(lambda both: self._embedded(both[0], both[1]), token)
+            self._graphed_logits = GraphedCall(self._head_logits, hidden)
+        except Exception as error:  # whatever the library does that cannot be captured
+            torch.cuda.synchronize()
+            log.info("no CUDA graphs for the head: %s: %s", type(error).__name__, error)
+            self._graphed_embed = self._graphed_logits = None
+
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor, start: int) -> torch.Tensor:
         """Token ids `(1, tokens)` at positions from `start` on, to `(1, tokens, hidden size)`."""
-        arguments: dict[str, Any] = {}
-        if self._takes_positions:
-            end = start + token_ids.shape[1]
-            arguments["position_ids"] = torch.arange(start, end, device=self.device).unsqueeze(0)
-        output = self._prelude(input_ids=token_ids.to(self.device), use_cache=False, **arguments)
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden.to("cpu")
+        end = start + token_ids.shape[1]
+        positions = torch.arange(start, end).unsqueeze(0)
+        if self._graphed_embed is not None and token_ids.shape[1] == 1:
+            return self._graphed_embed(torch.stack([token_ids, positions]))
+        return self._embedded(token_ids.to(self.device), positions.to(self.device)).to("cpu")
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the last block `(1, tokens, hidden size)` to float32 logits
         `(tokens, vocabulary)`."""
-        hidden = hidden.to(self.device, self.torch_dtype)
+        hidden = hidden.to(self.torch_dtype)
+        if self._graphed_logits is not None and hidden.shape[1] == 1:
+            return self._graphed_logits(hidden)
+        return self._head_logits(hidden.to(self.device)).to("cpu")
+
+    def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        arguments = {"position_ids": positions} if self._takes_positions else {}
+        output = self._prelude(input_ids=token_ids, use_cache=False, **arguments)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self._head(inputs_embeds=hidden, use_cache=False).logits
-        return output[0].float().to("cpu")
+        return output[0].float()
