@@ -13,6 +13,7 @@ Masks, rotary embeddings and sliding windows stay the library's.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,11 @@ from swarmd.compute.family import Family, family_of
 from swarmd.errors import UnsupportedModel
 
 __all__ = [
+    "check_known_parts",
     "cut_class",
+    "final_norm",
     "forked",
+    "joined",
     "keep_blocks",
     "layer_stack",
     "parse_config",
@@ -34,15 +38,23 @@ __all__ = [
 ]
 
 
-_BLOCK_LISTS = ("layers", "h", "blocks")
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_BLOCK_LISTS = ("layers", "h", "blocks", "layer")
+_FINAL_NORMS = (
+    "norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm", "layer_norm", "layernorm",
+    "final_norm",
+)  # fmt: skip
+_BLOCK_NUMBERS = ("layer_idx", "layer_id")
+"""Attributes that say which part of the cache is a block's."""
+_ROTARY = ("rotary", "rope")
+"""What the name of a module that makes rotary embeddings holds; it needs no weights."""
 
 
 class _ZeroPositions(nn.Module):
     """Stands for learned positions on a server: the client has added them already."""
 
-    def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-        return torch.zeros(())
+    def forward(self, positions: Any = None, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        device = positions.device if isinstance(positions, torch.Tensor) else None
+        return torch.zeros((), device=device)
 
 
 class _ForeignTokens(nn.Module):
@@ -66,9 +78,10 @@ def parse_config(raw: dict[str, Any]) -> PretrainedConfig:
     raw.pop("quantization_config", None)
     try:
         config = AutoConfig.for_model(model_type, **raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # validators of many kinds look at a config
+        why = " ".join(str(error).split())
         raise UnsupportedModel(
-            f"the installed transformers cannot read a {model_type!r} config: {error}"
+            f"the installed transformers cannot read this {model_type!r} config: {why}"
         ) from error
     if config.is_encoder_decoder:
         raise UnsupportedModel(f"{model_type} is an encoder-decoder model; swarmd runs decoders")
@@ -123,6 +136,8 @@ def without_prelude(model: PreTrainedModel) -> None:
         setattr(owner, attribute, nn.Identity())
     for attribute in family.scales:
         setattr(owner, attribute, 1.0)
+    for key in family.switches:
+        setattr(owner.config, key, False)
 
 
 def without_head(model: PreTrainedModel) -> None:
@@ -132,11 +147,43 @@ def without_head(model: PreTrainedModel) -> None:
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}
     model._tied_weights_keys = None
-    for attribute in _FINAL_NORMS:
-        if isinstance(getattr(owner, attribute, None), nn.Module):
-            setattr(owner, attribute, nn.Identity())
-            return
-    raise UnsupportedModel(f"{type(owner).__name__}: its final norm was not found")
+    name = final_norm(owner)
+    if name is not None:
+        setattr(owner, name, nn.Identity())
+
+
+def final_norm(owner: nn.Module) -> str | None:
+    """The attribute of the norm after the last block. None where the blocks end with theirs
+    (the first GPT, OPT-350M)."""
+    for name in _FINAL_NORMS:
+        if isinstance(getattr(owner, name, None), nn.Module):
+            return name
+    return None
+
+
+def check_known_parts(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModel if there are weights beside the blocks, and not before or after
+    them, of which nobody knows where they come in."""
+    owner, blocks = layer_stack(model)
+    if not isinstance(owner, PreTrainedModel):
+        raise UnsupportedModel(
+            f"{model.config.model_type}: its blocks are in a {type(owner).__name__} that cannot "
+            "run by itself"
+        )
+    family = _family(model)
+    known = {blocks, final_norm(owner), *family.positions, *family.norms}
+    embedding = owner.get_input_embeddings()
+    strange = [name for name, _ in owner.named_parameters(recurse=False)]
+    for name, child in owner.named_children():
+        if name in known or child is embedding or any(part in name for part in _ROTARY):
+            continue
+        if next(child.parameters(), None) is not None:
+            strange.append(name)
+    if strange:
+        raise UnsupportedModel(
+            f"{model.config.model_type}: `{strange[0]}` belongs to no block, to no embedding and "
+            "to no head; swarmd does not know who should run it"
+        )
 
 
 def _family(model: PreTrainedModel) -> Family:
@@ -150,15 +197,48 @@ def keep_blocks(model: PreTrainedModel, span: Span | None) -> None:
     if any(getattr(owner, attribute, None) is not None for attribute in projections):
         raise UnsupportedModel(f"{model.config.model_type}: word_embed_proj_dim is not supported")
     start, end = (span.start, span.end) if span else (0, 0)
-    n_blocks = model.config.num_hidden_layers
     kept = list(getattr(owner, name))[start:end]
-    for index, layer in enumerate(kept):
+    whole = copy.copy(model.config)
+    _put_blocks(model, owner, name, kept, whole, slice(start, end))
+
+
+def joined(
+    parts: Iterable[PreTrainedModel], config: PretrainedConfig, span: Span
+) -> PreTrainedModel:
+    """One model of parts that hold the blocks of `span` in order; `config` is the whole model's.
+
+    The parts are asked for one at a time, and used up.
+    """
+    remaining = iter(parts)
+    model = next(remaining)
+    owner, name = layer_stack(model)
+    blocks = list(getattr(owner, name))
+    for part in remaining:
+        part_owner, _ = layer_stack(part)
+        blocks += getattr(part_owner, name)
+    _put_blocks(model, owner, name, blocks, config, slice(span.start, span.end))
+    return model
+
+
+def _put_blocks(
+    model: PreTrainedModel,
+    owner: Any,
+    name: str,
+    blocks: Sequence[nn.Module],
+    whole: PretrainedConfig,
+    kept: slice,
+) -> None:
+    """Let `blocks` be the model's only ones: those that `kept` takes of the config `whole`."""
+    n_blocks = whole.num_hidden_layers
+    for index, layer in enumerate(blocks):
+        module: Any
         for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index
+            for number in _BLOCK_NUMBERS:
+                if isinstance(getattr(module, number, None), int):
+                    setattr(module, number, index)
     for config in {id(c): c for c in (model.config, owner.config)}.values():
-        for key, value in list(vars(config).items()):
+        for key, value in list(vars(whole).items()):
             if isinstance(value, (list, tuple)) and len(value) == n_blocks:
-                setattr(config, key, copy.copy(value[start:end]))
-        config.num_hidden_layers = end - start
-    setattr(owner, name, nn.ModuleList(kept))
+                setattr(config, key, copy.copy(value[kept]))
+        config.num_hidden_layers = len(blocks)
+    setattr(owner, name, nn.ModuleList(blocks))

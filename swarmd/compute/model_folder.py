@@ -355,11 +355,22 @@ def _positive(folder: Path, config: Mapping[str, Any], *keys: str) -> int:
 
 def _max_positions(config: Mapping[str, Any]) -> int:
     keys = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-    for key in keys:
-        value = _text_config(config).get(key)
-        if isinstance(value, int) and value > 0:
-            return value
-    return UNLIMITED_POSITIONS
+    text = _text_config(config)
+    stated = (text.get(key) for key in keys)
+    found = [value for value in stated if isinstance(value, int) and value > 0][:1]
+    return min([*found, *_before_longrope(text)], default=UNLIMITED_POSITIONS)
+
+
+def _before_longrope(config: Mapping[str, Any]) -> list[int]:
+    """Up to where LongRoPE (arXiv 2402.13753) rotates by its short factors. Beyond, the library
+    rotates all positions of a step by the long ones, and those of a step before it stay as they
+    were: what comes out depends on how positions were divided into steps, here by chunks."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict) or "longrope" not in (rope.get("rope_type"), rope.get("type")):
+        return []
+    key = "original_max_position_embeddings"
+    stated = (rope.get(key), config.get(key))
+    return [value for value in stated if isinstance(value, int) and value > 0][:1]
 
 
 def _config_name(config: Mapping[str, Any]) -> str:
