@@ -36,6 +36,8 @@
     │       └── NotFinite           its output holds infinity or NaN
     ├── NoRoute                     some blocks are held by no live peer
     ├── ReplayExhausted             a session lost more hops than could be replaced
+    ├── GatewayError                the local router maps no port, or gave an answer of no use
+    │   └── GatewayRefused          it answered with a `code` of UPnP
     ├── OutputWithdrawn             a spot check found that earlier outputs were wrong
     └── StateError                  the state folder cannot be used
 
@@ -68,6 +70,8 @@ __all__ = [
     "DhtError",
     "Draining",
     "FrameTooLarge",
+    "GatewayError",
+    "GatewayRefused",
     "InternalError",
     "ModelError",
     "ModelMismatch",
@@ -137,6 +141,18 @@ class PortInUse(SwarmdError):
 
 class StateError(SwarmdError):
     """The state folder cannot be read or written."""
+
+
+class GatewayError(SwarmdError):
+    """The local router maps no port for us: none answers, or its answers are of no use."""
+
+
+class GatewayRefused(GatewayError):
+    """The local router refused what it was asked; `code` is UPnP's (0 if it gave none)."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RemoteError(SwarmdError):

@@ -27,6 +27,7 @@ from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logg
 from swarmd.errors import UsageError
 from swarmd.invite import Invite
 from swarmd.peers import Address
+from swarmd.routing.query import CHAIN_QUANTIZATIONS
 from swarmd.state import StateFolder
 
 __all__ = ["command"]
@@ -44,6 +45,7 @@ class _Request:
     system: str | None
     wait: float
     verify: float
+    quantization: str
     as_json: bool
     threads: int | None
     state_dir: Path | None
@@ -84,6 +86,14 @@ class _Request:
     "answer is redone from its first wrong output.",
 )
 @click.option(
+    "--quantization",
+    type=click.Choice(CHAIN_QUANTIZATIONS),
+    default="auto",
+    show_default=True,
+    help="Peers to use, by their weights: all of one kind (auto mixes kinds if there is no other "
+    "way, one never does), any, or the named kind only.",
+)
+@click.option(
     "--known",
     is_flag=True,
     help="Use an identity of the state folder, for nodes that serve a list (--allow) only.",
@@ -114,6 +124,7 @@ def command(
     system: str | None,
     wait: float,
     verify: float,
+    quantization: str,
     known: bool,
     as_json: bool,
     threads: int | None,
@@ -128,11 +139,15 @@ def command(
     set_up_logging(log_format, verbose=verbose, quiet=True)
     if system is not None and not chat:
         raise UsageError("--system needs --chat")
+    if verify > 0:  # outputs of peers with other weights cannot be compared
+        if quantization == "any":
+            raise UsageError("--verify needs peers of one quantization: use --quantization one")
+        quantization = "one" if quantization == "auto" else quantization
     if prompt == "-":
         prompt = sys.stdin.read()
     request = _Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, as_json, threads, state_dir, known,
+        chat, system, wait, verify, quantization, as_json, threads, state_dir, known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -188,12 +203,13 @@ async def _generate(request: _Request, sampling: Any) -> None:
             model_name=folder.name,
             n_blocks=folder.n_blocks,
             bytes_per_token=folder.hidden_size * 4,
+            quantization=request.quantization,
         )
         for liar in liars:
             router.convict(liar)
         chain = await choose_chain(router, wait=request.wait, on_story=_note)
         if request.verify > 0:
-            check_supported(chain.hops[0].peer.dtype, folder.config)
+            check_supported(chain.hops[0].peer.arithmetic, folder.config)
         client = await load_client(folder, chain.hops[0].peer.dtype, request.threads)
         prompt_ids = client.text.encode(request.prompt, chat=request.chat, system=request.system)
         length = len(prompt_ids) + request.max_new_tokens
@@ -280,7 +296,11 @@ def _report(
                     "seconds_to_first_token": round(start_up + times.first_token, 3),
                     "token_seconds": [round(seconds, 5) for seconds in times.tokens],
                     "route": [
-                        {"peer": str(hop.peer.peer_id), "blocks": str(hop.span)}
+                        {
+                            "peer": str(hop.peer.peer_id),
+                            "blocks": str(hop.span),
+                            "quantization": hop.peer.quantization,
+                        }
                         for hop in session.chain
                     ],
                     "recoveries": [

@@ -24,11 +24,19 @@ import torch
 
 from swarmd.compute.weights import torch_dtype
 from swarmd.errors import UsageError
+from swarmd.peers import Arithmetic
 
-__all__ = ["TOLERANCE", "Comparison", "check_supported", "compare"]
+__all__ = ["TOLERANCE", "Comparison", "check_supported", "compare", "tolerance_of"]
 
 TOLERANCE: dict[str, float] = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """The greatest difference of a position, by dtype, that counts as rounding."""
+
+
+def tolerance_of(arithmetic: Arithmetic) -> float:
+    """The tolerance for peers of one arithmetic. Quantized layers round to bfloat16 whatever the
+    dtype, so theirs is that of bfloat16."""
+    quantized = arithmetic.quantization != "none"
+    return max(TOLERANCE[arithmetic.dtype], TOLERANCE["bfloat16"] if quantized else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +63,14 @@ def compare(
     return Comparison(float(rows.max()), int(beyond[0]) if len(beyond) else None)
 
 
-def check_supported(dtype: str, config: Mapping[str, Any]) -> None:
+def check_supported(arithmetic: Arithmetic, config: Mapping[str, Any]) -> None:
     """Raises UsageError where rounding alone can make an honest peer look like a liar: a model
-    whose `config` (of `config.json`) names experts, in less than float32."""
+    whose `config` (of `config.json`) names experts, in less than float32, or quantized."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     has_experts = any("expert" in key and value for part in parts for key, value in part.items())
-    if has_experts and dtype != "float32":
+    if has_experts and arithmetic != Arithmetic("float32"):
         raise UsageError(
-            f"--verify: a model with experts in {dtype} rounds too differently on honest peers; "
-            "leave --verify out, or use peers that serve it with --dtype float32"
+            f"--verify: a model with experts in {arithmetic} rounds too differently on honest "
+            "peers; leave --verify out, or use peers that serve it with --dtype float32 and "
+            "without --quantize"
         )

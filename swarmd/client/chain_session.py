@@ -53,6 +53,8 @@ class ChainSession:
         self.max_length = max_length
         self.statistics = SessionStatistics()
         self.dtype = chain.hops[0].peer.dtype
+        if self.config.checks.fraction > 0 and len(chain.quantizations) > 1:
+            raise ValueError("spot checks need a chain of one quantization")
         self._router = router
         self._pool = pool
         self._hidden_size = hidden_size
@@ -80,7 +82,8 @@ class ChainSession:
     def _new_checks(self) -> SpotChecks:
         checks = SpotChecks(
             self.config.checks, self._router, self._pool, self._owner,
-            dtype=self.dtype, hidden_size=self._hidden_size, max_length=self.max_length,
+            arithmetic=self.chain[0].peer.arithmetic,
+            hidden_size=self._hidden_size, max_length=self.max_length,
             chunk_tokens=self.config.chunk_tokens, open_timeout=self.config.open_timeout,
             tell=self._tell,
         )  # fmt: skip
@@ -302,6 +305,9 @@ class ChainSession:
         recovery = Recovery(lost, chain.hops, reason, position, time.perf_counter() - since)
         self.statistics.recoveries.append(recovery)
         self._tell(f"replaced by {chain.describe()}, {len(history)} positions to replay")
+        before, now = lost.peer.quantization, " and ".join(chain.quantizations)
+        if now != before:
+            self._tell(f"quantization {now}, before {before}: the answer may differ from here on")
 
     async def _find_replacement(self, lost: Hop) -> Chain:
         def tell_waiting(error: NoRoute) -> None:
@@ -310,12 +316,13 @@ class ChainSession:
         try:
             chain = await self._router.choose_fresh(
                 lost.span,
-                dtype=self.dtype,
+                arithmetic=lost.peer.arithmetic,
                 kv_needed=self.max_length,
                 without=lambda: self._losses.left_out(self._router.clock.monotonic()),
                 spent=self._losses.spent,
                 urgent=True,
                 wait=self.config.wait,
+                mixing=self.checks is None,
                 on_waiting=tell_waiting,
             )
         except NoRoute as error:

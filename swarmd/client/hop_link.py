@@ -77,10 +77,10 @@ class HopLink:
         try:
             async with asyncio.timeout(timeout):
                 greeted = await pool.acquire(peer.peer_id, peer.address)
-                if greeted.dtype != peer.dtype or not greeted.span.covers(span):
+                if greeted.arithmetic != peer.arithmetic or not greeted.span.covers(span):
                     raise ModelMismatch(
-                        f"{peer.peer_id.short} now serves {greeted.span} in {greeted.dtype}, not "
-                        f"{span} in {peer.dtype}"
+                        f"{peer.peer_id.short} now serves {greeted.span} in {greeted.arithmetic}, "
+                        f"not {span} in {peer.arithmetic}"
                     )
                 link = cls(peer, span, greeted, pool)
                 await greeted.connection.send(Open(link._session, span.start, span.end, max_length))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence, Set
@@ -23,13 +24,13 @@ from swarmd.errors import (
     UnknownSession,
 )
 from swarmd.identity import PeerId
-from swarmd.peers import ModelId, PeerInfo
+from swarmd.peers import QUANTIZATIONS, Arithmetic, ModelId, PeerInfo
 from swarmd.routing.chain import Chain
 from swarmd.routing.cost import CostModel, Costs, Measurements
 from swarmd.routing.dijkstra import best_chain, find_chain
 from swarmd.routing.health import Deadlines, Health, RttTable
 from swarmd.routing.probe import probe_rtts
-from swarmd.routing.query import RouteQuery
+from swarmd.routing.query import RouteQuery, mixings
 from swarmd.routing.view import View
 
 __all__ = ["Router", "RouterConfig"]
@@ -58,7 +59,10 @@ class RouterConfig:
 
 
 class Router:
-    """Chains for one model. `fetch` reads the announcements; `ping` measures one peer's RTT."""
+    """Chains for one model. `fetch` reads the announcements; `ping` measures one peer's RTT.
+
+    `quantization` is one of CHAIN_QUANTIZATIONS in :mod:`swarmd.routing.query`.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Router:
         model_name: str,
         n_blocks: int,
         bytes_per_token: int,
+        quantization: str = "auto",
         config: RouterConfig | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -79,6 +84,7 @@ class Router:
         self.deadlines = Deadlines()
         self.rtts = RttTable()
         self.view = View.of((), n_blocks, model_id=model_id, model_name=model_name)
+        self.quantization = quantization
         self._fetch = fetch
         self._ping = ping
         self._rng = rng or random.Random()
@@ -133,48 +139,68 @@ class Router:
         self,
         span: Span | None = None,
         *,
-        dtype: str | None = None,
+        arithmetic: Arithmetic | None = None,
+        mixed: bool | None = None,
         kv_needed: int = 0,
         without: Set[PeerId] = frozenset(),
         pardoned: Set[PeerId] = frozenset(),
     ) -> Chain:
-        """The cheapest chain over `span` (default: all blocks) of peers that compute in `dtype`
-        (default: the dtype that is cheapest).
+        """The cheapest chain over `span` (default: all blocks) of peers that compute in
+        `arithmetic` (default: the one that is cheapest); if `mixed`, in its dtype and with any
+        quantization (default: what this router's `quantization` prefers).
 
         Never takes peers of `without`; takes banned ones only if they are `pardoned`. Raises
         NoRoute.
         """
         now = self.clock.monotonic()
         span = span or Span(0, self.view.n_blocks)
-        choose = best_chain if dtype is None else find_chain
-        return choose(
-            self.view if dtype is None else self.view.with_dtype(dtype),
-            Costs(self._cost_model, self._measurements()),
-            RouteQuery(
-                start=span.start,
-                end=span.end,
-                banned=(self.health.banned(now) - pardoned) | without,
-                avoid=self.health.avoid(now),
-                kv_needed=kv_needed,
-                rng=self._rng,
-                wall=self.clock.wall(),
-            ),
+        mixed = mixings(self.quantization)[0] if mixed is None else mixed
+        query = RouteQuery(
+            start=span.start,
+            end=span.end,
+            banned=(self.health.banned(now) - pardoned) | without,
+            avoid=self.health.avoid(now),
+            kv_needed=kv_needed,
+            rng=self._rng,
+            wall=self.clock.wall(),
         )
+        costs = Costs(self._cost_model, self._measurements())
+        view = self.view
+        if self.quantization in QUANTIZATIONS:
+            view = view.with_quantization(self.quantization)
+        try:
+            if arithmetic is None:
+                return best_chain(view, costs, query, mixed=mixed)
+            if mixed:
+                return find_chain(view.with_dtype(arithmetic.dtype), costs, query)
+            return find_chain(view.with_arithmetic(arithmetic), costs, query)
+        except NoRoute as error:
+            others = len(self.view.routable) - len(view.routable)
+            if not others:
+                raise
+            raise NoRoute(
+                f"{error}; --quantization {self.quantization} leaves out {others} live "
+                f"peer{'' if others == 1 else 's'} with other weights",
+                missing=error.missing,
+            ) from error
 
     async def choose_fresh(
         self,
         span: Span | None = None,
         *,
-        dtype: str | None = None,
+        arithmetic: Arithmetic | None = None,
         kv_needed: int = 0,
         without: Callable[[], Set[PeerId]] = frozenset,
         spent: Set[PeerId] = frozenset(),
         urgent: bool = False,
         wait: float = 0.0,
+        mixing: bool = True,
         on_waiting: Callable[[NoRoute], None] | None = None,
     ) -> Chain:
         """`choose`; where there is no chain, look again, for up to `wait` seconds more.
 
+        A chain that mixes quantizations is taken, if it may be at all (`mixing`, and the router's
+        `quantization`), where there is none of one, not even after the pardon.
         NoRoute is raised only after a fetch that began with this call, and after each banned
         peer was pardoned once: a ban is a guess, and worth nothing where nobody else is left.
         `spent` are those that had their pardon; one that announced itself anew since it failed
@@ -183,6 +209,18 @@ class Router:
         asked = self.clock.monotonic()
         give_up = asked + wait
         told = False
+        ways = mixings(self.quantization) if mixing else (False,)
+
+        def choose(mixed: bool = ways[0], pardoned: Set[PeerId] = frozenset()) -> Chain:
+            return self.choose(
+                span,
+                arithmetic=arithmetic,
+                mixed=mixed,
+                kv_needed=kv_needed,
+                without=without(),
+                pardoned=pardoned,
+            )
+
         if urgent:
             with contextlib.suppress(TimeoutError, DhtError):
                 async with asyncio.timeout(self.config.urgent_refresh):
@@ -191,20 +229,16 @@ class Router:
             await self.refresh()
         while True:
             with contextlib.suppress(NoRoute):
-                return self.choose(span, dtype=dtype, kv_needed=kv_needed, without=without())
+                return choose()
             await self._refresh_if_possible(
                 max(asked, self.clock.monotonic() - self.config.refresh_at_most_every)
             )
-            with contextlib.suppress(NoRoute):
-                return self.choose(span, dtype=dtype, kv_needed=kv_needed, without=without())
+            *rather, last = itertools.product(ways, (frozenset(), self._pardoned(spent)))
+            for mixed, pardoned in rather:
+                with contextlib.suppress(NoRoute):
+                    return choose(mixed=mixed, pardoned=pardoned)
             try:
-                return self.choose(
-                    span,
-                    dtype=dtype,
-                    kv_needed=kv_needed,
-                    without=without(),
-                    pardoned=self._pardoned(spent),
-                )
+                return choose(mixed=last[0], pardoned=last[1])
             except NoRoute as error:
                 if self.clock.monotonic() >= give_up:
                     raise
@@ -234,17 +268,17 @@ class Router:
         )
 
     async def second_opinions(
-        self, span: Span, dtype: str, without: Set[PeerId]
+        self, span: Span, arithmetic: Arithmetic, without: Set[PeerId]
     ) -> tuple[PeerInfo, ...]:
-        """Peers that can run all of `span` in `dtype`, in random order, so that nobody can make
-        itself the one that is asked; those that asked for a pause come last."""
+        """Peers that can run all of `span` in `arithmetic`, in random order, so that nobody can
+        make itself the one that is asked; those that asked for a pause come last."""
         now = self.clock.monotonic()
         await self._refresh_if_possible(now - self.config.refresh_after)
         out, avoid = self.health.banned(now) | without, self.health.avoid(now)
         found = [
             peer
             for peer in self.view.routable
-            if peer.span.covers(span) and peer.dtype == dtype and peer.peer_id not in out
+            if peer.span.covers(span) and peer.arithmetic == arithmetic and peer.peer_id not in out
         ]
         self._rng.shuffle(found)
         return tuple(sorted(found, key=lambda peer: peer.peer_id in avoid))

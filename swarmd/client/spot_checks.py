@@ -16,13 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from swarmd.blocks import Span
-from swarmd.client.agreement import TOLERANCE, Comparison, compare
+from swarmd.client.agreement import Comparison, compare, tolerance_of
 from swarmd.client.evidence import Evidence
 from swarmd.client.router import Router
 from swarmd.client.second_opinion import SecondOpinion
 from swarmd.errors import PeerFailure, RemoteError, StateError, UnknownSession
 from swarmd.identity import PeerId
-from swarmd.peers import PeerInfo
+from swarmd.peers import Arithmetic, PeerInfo
 from swarmd.routing.history import History
 from swarmd.routing.verification import Check, Draw, State, Verdict, Verification
 from swarmd.tasks import TaskOwner
@@ -90,7 +90,7 @@ class SpotChecks:
         pool: Pool,
         owner: TaskOwner,
         *,
-        dtype: str,
+        arithmetic: Arithmetic,
         hidden_size: int,
         max_length: int,
         chunk_tokens: int,
@@ -104,8 +104,9 @@ class SpotChecks:
         self._router = router
         self._pool = pool
         self._owner = owner
-        self._dtype = dtype
-        self._tolerance = TOLERANCE[dtype]
+        self._arithmetic = arithmetic
+        self._dtype = dtype = arithmetic.dtype
+        self._tolerance = tolerance_of(arithmetic)
         self._hidden_size = hidden_size
         self._row = hidden_size * ITEM_BYTES[dtype]
         self._max_length = max_length
@@ -247,7 +248,7 @@ class SpotChecks:
 
     async def _candidate(self, segment: _Segment, without: set[PeerId]) -> PeerInfo | None:
         without |= self.convicted
-        found = await self._router.second_opinions(segment.span, self._dtype, without)
+        found = await self._router.second_opinions(segment.span, self._arithmetic, without)
         return found[0] if found else None
 
     def _forget(self, segment: _Segment, opinion: SecondOpinion | None) -> None:

@@ -112,7 +112,14 @@ class SwarmClient:
         return await self._stack.enter_async_context(Pool(greeting))
 
     def router(
-        self, pool: Pool, *, model_id: ModelId, model_name: str, n_blocks: int, bytes_per_token: int
+        self,
+        pool: Pool,
+        *,
+        model_id: ModelId,
+        model_name: str,
+        n_blocks: int,
+        bytes_per_token: int,
+        quantization: str = "auto",
     ) -> Router:
         """A router for one model over this client's DHT and `pool`."""
         return Router(
@@ -122,6 +129,7 @@ class SwarmClient:
             model_name=model_name,
             n_blocks=n_blocks,
             bytes_per_token=bytes_per_token,
+            quantization=quantization,
             rng=self._rng,
         )
 
@@ -144,4 +152,10 @@ async def choose_chain(
         if on_story is not None:
             on_story(f"waiting up to {wait:g} s: {error}")
 
-    return await router.choose_fresh(wait=wait, on_waiting=tell)
+    chain = await router.choose_fresh(wait=wait, on_waiting=tell)
+    if on_story is not None and len(chain.quantizations) > 1:
+        on_story(
+            f"no other route: this one mixes {' and '.join(chain.quantizations)} (quantization), "
+            "so the answer is that of neither"
+        )
+    return chain

@@ -10,10 +10,21 @@ from typing import Any
 import psutil
 import torch
 
-from swarmd.compute.cut_model import parse_config
+from swarmd.compute.dry_run import stored_shapes
+from swarmd.compute.memory import WORKSPACE_BYTES, MemoryPlan
+from swarmd.compute.model_folder import ModelFolder
+from swarmd.compute.pages import PAGE_TOKENS, pages_for
+from swarmd.compute.quantized_loading import block_bytes, loading_bytes
+from swarmd.config import DaemonConfig
 from swarmd.wire.tensors import ITEM_BYTES
 
-__all__ = ["available_memory", "kv_bytes_per_token", "release_unused_memory", "use_one_arena"]
+__all__ = [
+    "available_memory",
+    "kv_bytes_per_token",
+    "memory_plan",
+    "release_unused_memory",
+    "use_one_arena",
+]
 
 _M_ARENA_MAX = -8  # mallopt(3)
 
@@ -30,19 +41,29 @@ def available_memory(device: str) -> int:
 
 
 def kv_bytes_per_token(raw_config: dict[str, Any], dtype: str) -> int:
-    """Bytes of keys and values that one token takes in one block.
+    """Bytes of keys and values that one token takes in one block: in the one that takes most,
+    since blocks may differ. Raises UnsupportedModel for a model that cannot be cut."""
+    return max(shape.elements for shape in stored_shapes(raw_config)) * ITEM_BYTES[dtype]
 
-    From the head counts of the config; models with compressed caches (MLA) store expanded keys
-    and values in the stock modules, so their query heads count.
-    """
-    config = parse_config(raw_config)
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if getattr(config, "kv_lora_rank", None):
-        key = config.qk_nope_head_dim + config.qk_rope_head_dim
-        return int(heads * (key + config.v_head_dim) * ITEM_BYTES[dtype])
-    return int(2 * kv_heads * width * ITEM_BYTES[dtype])
+
+def memory_plan(config: DaemonConfig, folder: ModelFolder, dtype: str) -> MemoryPlan:
+    """What fits into this node's memory. Quantized weights are counted as they end up; what their
+    loading takes beside them for a while is part of the workspace."""
+    weights = folder.block_parameters(0) * ITEM_BYTES[dtype]
+    workspace = WORKSPACE_BYTES
+    if config.quantization != "none":
+        weights = block_bytes(folder, dtype, config.quantization)
+        workspace += loading_bytes(folder, dtype)
+    tokens = pages_for(config.kv_tokens) * PAGE_TOKENS
+    return MemoryPlan(
+        limit=config.memory or available_memory(config.device),
+        block_bytes=weights,
+        kv_token_bytes=kv_bytes_per_token(folder.config, dtype),
+        kv_tokens=tokens,
+        n_blocks=folder.n_blocks,
+        workspace=workspace,
+        output_bytes=tokens * folder.hidden_size * ITEM_BYTES[dtype],
+    )
 
 
 def use_one_arena() -> None:

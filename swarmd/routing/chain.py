@@ -26,7 +26,9 @@ class Hop:
     span: Span
 
     def __str__(self) -> str:
-        return f"{self.span} via {self.peer.peer_id.short}"
+        quantization = self.peer.quantization
+        kind = "" if quantization == "none" else f" {quantization}"
+        return f"{self.span}{kind} via {self.peer.peer_id.short}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class Chain:
     def peer_ids(self) -> tuple[PeerId, ...]:
         """The peer of each hop, in order."""
         return tuple(hop.peer.peer_id for hop in self.hops)
+
+    @property
+    def quantizations(self) -> tuple[str, ...]:
+        """Those of its hops, sorted, each once."""
+        return tuple(sorted({hop.peer.quantization for hop in self.hops}))
 
     def describe(self) -> str:
         """For people: `0:15 via 7f3a12cd 15:30 via c19e04b7`."""
@@ -95,12 +102,12 @@ def no_route(
     *,
     banned: Set[PeerId] = frozenset(),
     wall: float | None = None,
-    dtype: str | None = None,
+    arithmetic: str | None = None,
 ) -> NoRoute:
     """The error for blocks that no peer can run now; `missing` must not be empty.
 
     `wall` is now in seconds since the epoch (announcements carry epoch times); without it the
-    age of the newest announcement is left out. `dtype` is named where only one dtype was tried.
+    age of the newest announcement is left out. `arithmetic` is named where only one was tried.
     """
     missing = tuple(missing)
     named = [str(span) for span in missing[:_MOST_NAMED]]
@@ -118,7 +125,7 @@ def no_route(
         seen.append(f"newest {age:.0f} s ago")
     return NoRoute(
         f"no live peer holds blocks {', '.join(named + dots)} of {view.model_name}"
-        f"{'' if dtype is None else f' in {dtype}'} ({', '.join(seen)}); start one: "
+        f"{'' if arithmetic is None else f' in {arithmetic}'} ({', '.join(seen)}); start one: "
         + ", ".join(f"swarmd serve --blocks {span}" for span in named),
         missing=missing,
     )

@@ -48,8 +48,8 @@ _CLIENT = -2  # the node was reached from the client, or from the hop before the
 def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Chain:
     """The cheapest hops that run the query's blocks on the view's routable peers.
 
-    For the replacement of a lost range take `view.with_dtype(...)` of the lost hop: a session
-    never mixes dtypes.
+    For the replacement of a lost range take `view.with_arithmetic(...)` of the lost hop, or
+    `view.with_dtype(...)`: a session never mixes dtypes.
 
     Raises NoRoute if and only if some block of the range is held by no routable peer that is
     not banned; ValueError for a range outside the model.
@@ -102,27 +102,35 @@ def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Cha
     return _dijkstra(graph)
 
 
-def best_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Chain:
-    """The cheapest chain whose hops all compute in one dtype.
+def best_chain(
+    view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL, *, mixed: bool = False
+) -> Chain:
+    """The cheapest chain whose hops all compute in one dtype and, unless `mixed`, with one
+    quantization.
 
     A session never mixes dtypes, so that a replayed hop equals the lost one. Equal costs fall to
-    the dtype that sorts first. Raises NoRoute if no dtype covers the range alone: for the blocks
-    that nobody holds at all, else for those that the most complete dtype lacks.
+    the arithmetic that sorts first. Raises NoRoute if none covers the range alone: for the blocks
+    that nobody holds at all, else for those that the most complete one lacks.
     """
     found: list[Chain] = []
     lacking: list[tuple[int, str, NoRoute]] = []
-    for dtype in view.dtypes():
+    kinds = (
+        {dtype: view.with_dtype(dtype) for dtype in view.dtypes()}
+        if mixed
+        else {str(one): view.with_arithmetic(one) for one in view.arithmetics()}
+    )
+    for kind, part in kinds.items():
         try:
-            chain = find_chain(view.with_dtype(dtype), costs, query)
+            chain = find_chain(part, costs, query)
         except NoRoute as error:
             gaps = [gap for gap in error.missing if isinstance(gap, Span)]
-            named = no_route(view, gaps, banned=query.banned, wall=query.wall, dtype=dtype)
-            lacking.append((sum(map(len, gaps)), dtype, named))
+            named = no_route(view, gaps, banned=query.banned, wall=query.wall, arithmetic=kind)
+            lacking.append((sum(map(len, gaps)), kind, named))
         else:
             found.append(chain)
     if found:
         return min(found, key=lambda chain: chain.cost)
-    # Tells of blocks that nobody holds in any dtype, if there are such.
+    # Tells of blocks that nobody holds in any arithmetic, if there are such.
     find_chain(view, costs, query)
     raise min(lacking, key=lambda entry: entry[:2])[2]
 

@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from random import Random
 
 from swarmd.identity import PeerId
+from swarmd.peers import QUANTIZATIONS
 from swarmd.routing.cost import Mode
 
-__all__ = ["WHOLE_MODEL", "RouteQuery"]
+__all__ = ["CHAIN_QUANTIZATIONS", "WHOLE_MODEL", "RouteQuery", "mixings"]
+
+CHAIN_QUANTIZATIONS = ("auto", "one", "any", *QUANTIZATIONS)
+"""Of which quantization the hops of a chain may be. `auto`: all of one, and only where no such
+chain is left of several; `one`: all of one, or none; `any`: as it is cheapest; else of the one
+that is named."""
+
+
+def mixings(quantization: str) -> tuple[bool, ...]:
+    """For one of :data:`CHAIN_QUANTIZATIONS`, whether a chain may mix them: what is tried, in
+    order."""
+    return {"auto": (False, True), "any": (True,)}.get(quantization, (False,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

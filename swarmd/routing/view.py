@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from swarmd.blocks import Span, coverage, holes
 from swarmd.identity import PeerId
-from swarmd.peers import ModelId, PeerInfo, PeerState
+from swarmd.peers import Arithmetic, ModelId, PeerInfo, PeerState
 
 __all__ = ["View"]
 
@@ -75,13 +75,27 @@ class View:
         """The maximal ranges of blocks that no routable peer holds, in order."""
         return holes(self.coverage())
 
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
+        """What routable peers compute in, sorted, each once."""
+        return tuple(sorted({peer.arithmetic for peer in self.routable}))
+
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes in which routable peers compute, sorted, each once."""
         return tuple(sorted({peer.dtype for peer in self.routable}))
 
+    def with_arithmetic(self, arithmetic: Arithmetic) -> View:
+        """The same view with the peers of one dtype and quantization only."""
+        kept = tuple(peer for peer in self.peers if peer.arithmetic == arithmetic)
+        return replace(self, peers=kept)
+
     def with_dtype(self, dtype: str) -> View:
         """The same view with the peers of one dtype only."""
         return replace(self, peers=tuple(peer for peer in self.peers if peer.dtype == dtype))
+
+    def with_quantization(self, quantization: str) -> View:
+        """The same view with the peers of one quantization only."""
+        kept = tuple(peer for peer in self.peers if peer.quantization == quantization)
+        return replace(self, peers=kept)
 
     def without(self, peer_ids: Container[PeerId]) -> View:
         """The same view without some peers."""

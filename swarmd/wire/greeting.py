@@ -23,7 +23,7 @@ from swarmd.errors import (
     VersionMismatch,
 )
 from swarmd.identity import Identity, PeerId
-from swarmd.peers import Address, ModelId
+from swarmd.peers import Address, Arithmetic, ModelId
 from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 from swarmd.wire.connection import Connection
 from swarmd.wire.messages import (
@@ -79,7 +79,7 @@ class Greeted:
     connection: Connection
     peer_id: PeerId
     span: Span
-    dtype: str
+    arithmetic: Arithmetic
     max_payload: int
 
 
@@ -154,7 +154,8 @@ async def greet(
         raise ModelMismatch(f"{address} serves another model")
     connection.peer_id = peer_id
     span = Span(welcome.start, welcome.end)
-    return Greeted(connection, peer_id, span, welcome.dtype, welcome.max_payload)
+    arithmetic = Arithmetic(welcome.dtype, welcome.quantization)
+    return Greeted(connection, peer_id, span, arithmetic, welcome.max_payload)
 
 
 async def _receive(connection: Connection, kind: type[Message], address: Address) -> Message:

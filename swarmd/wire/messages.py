@@ -61,7 +61,7 @@ __all__ = [
     "encode_header",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 TICKET_BYTES = 16
 MAX_ERROR_TEXT = 500
 """Characters kept of a peer's sentence, which ends in logs and on terminals."""
@@ -118,6 +118,7 @@ class Welcome:
         "start": _block,
         "end": _block,
         "dtype": text,
+        "quantization": text,
         "max_payload": _number,
     }
     version: int
@@ -127,6 +128,7 @@ class Welcome:
     start: int
     end: int
     dtype: str
+    quantization: str
     max_payload: int
 
 

@@ -102,7 +102,15 @@ async def good(hostile: Hostile, message: Message, payload: bytes) -> None:
         case Hello():
             hostile.say(
                 Welcome(
-                    PROTOCOL_VERSION, "test", hostile.answers_as, MODEL, 0, 6, "float32", 1 << 20
+                    PROTOCOL_VERSION,
+                    "test",
+                    hostile.answers_as,
+                    MODEL,
+                    0,
+                    6,
+                    "float32",
+                    "none",
+                    1 << 20,
                 )
             )
         case Open():

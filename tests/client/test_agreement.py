@@ -1,4 +1,4 @@
-"""Rounding passes and lies do not: measured over all tiny families, in each dtype."""
+"""Rounding passes and lies do not: measured over tiny models of many families, in each dtype."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from swarmd.blocks import Span
-from swarmd.client.agreement import TOLERANCE, check_supported, compare
+from swarmd.client.agreement import TOLERANCE, check_supported, compare, tolerance_of
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.ends import ModelEnds
-from swarmd.compute.kv_cache import KvBudget
 from swarmd.compute.model_folder import open_folder
+from swarmd.compute.sole_session import SoleSession
 from swarmd.errors import UsageError
-from tests.families import FAMILIES, N_BLOCKS, save_tiny
+from swarmd.peers import Arithmetic
+from tests.families import CHARACTERISTIC, N_BLOCKS, save_tiny
 
 HIDDEN = 32
 MARGIN = {"float32": 10.0, "bfloat16": 2.0, "float16": 2.0}
@@ -30,22 +31,21 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 
 def run(blocks: BlockSpan, span: Span, hidden: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    cache, start, outputs = blocks.new_cache(span, 128, KvBudget(256)), 0, []
+    session, start, outputs = SoleSession(blocks, 128, span), 0, []
     for end in ends:
-        cache.prepare(start, end - start)
-        outputs.append(blocks.run(span, hidden[:, start:end], cache))
+        outputs.append(session.step(hidden[:, start:end], start))
         start = end
     return torch.cat(outputs, dim=1)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHARACTERISTIC)
 def test_honest_peers_differ_by_far_less_than_the_tolerance(
     family: str, dtype: str, tmp_path: Path
 ) -> None:
     folder = open_folder(save_tiny(family, tmp_path / family))
     try:
-        check_supported(dtype, folder.config)
+        check_supported(Arithmetic(dtype), folder.config)
     except UsageError:
         assert "expert" in str(folder.config)
         assert dtype != "float32"
@@ -65,6 +65,28 @@ def test_honest_peers_differ_by_far_less_than_the_tolerance(
             largest = max(largest, found.largest)
         inputs = stepwise
     assert largest * MARGIN[dtype] < TOLERANCE[dtype], largest
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_quantized_peers_differ_by_far_less_than_the_tolerance(
+    family: str, quantization: str, tmp_path: Path
+) -> None:
+    path = save_tiny(family, tmp_path / family, intermediate_size=64)
+    folder, whole = open_folder(path), Span(0, N_BLOCKS)
+    ends = ModelEnds(folder, dtype="float32")
+    blocks = BlockSpan(folder, whole, dtype="float32", quantization=quantization)
+    generator = torch.Generator().manual_seed(4)
+    hidden = ends.embed(torch.randint(3, 96, (1, 80), generator=generator), 0)
+    stepwise = run(blocks, whole, hidden, STEPWISE)
+    found = [
+        compare(
+            raw(stepwise), raw(run(blocks, whole, hidden, chunks)),
+            dtype="float32", hidden_size=HIDDEN, tolerance=1.0,
+        ).largest
+        for chunks in CHUNKS
+    ]  # fmt: skip
+    assert 2 * max(found) < tolerance_of(Arithmetic("float32", quantization)), found
 
 
 def floats(*rows: list[float]) -> bytes:
@@ -105,6 +127,8 @@ def test_equal_outputs_agree(row: list[float]) -> None:
 
 def test_models_with_experts_need_float32() -> None:
     with pytest.raises(UsageError, match="--dtype float32"):
-        check_supported("bfloat16", {"text_config": {"num_local_experts": 4}})
-    check_supported("float32", {"num_local_experts": 4})
-    check_supported("bfloat16", {"n_routed_experts": None})
+        check_supported(Arithmetic("bfloat16"), {"text_config": {"num_local_experts": 4}})
+    with pytest.raises(UsageError, match="without --quantize"):
+        check_supported(Arithmetic("float32", "int8"), {"num_local_experts": 4})
+    check_supported(Arithmetic("float32"), {"num_local_experts": 4})
+    check_supported(Arithmetic("bfloat16"), {"n_routed_experts": None})

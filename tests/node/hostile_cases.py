@@ -21,6 +21,7 @@ from swarmd.errors import (
 )
 from swarmd.wire.frames import encode_preamble
 from swarmd.wire.messages import (
+    PROTOCOL_VERSION,
     Close,
     Hello,
     Open,
@@ -57,7 +58,12 @@ SCANS: dict[str, tuple[bytes, type[RemoteError]]] = {
     "step first": (encode_preamble(encode_header(step()), 128) + bytes(128), FrameTooLarge),
     "close first": (encode_preamble(encode_header(Close(ID)), 0), UnknownSession),
     "welcome": (
-        encode_preamble(encode_header(Welcome(2, "", b"p" * 20, b"m" * 16, 0, 1, "float32", 1)), 0),
+        encode_preamble(
+            encode_header(
+                Welcome(PROTOCOL_VERSION, "", b"p" * 20, b"m" * 16, 0, 1, "float32", "none", 1)
+            ),
+            0,
+        ),
         BadRequest,
     ),
     "another version": (

@@ -37,6 +37,7 @@ def cases(draw):
             "queue": draw(st.integers(0, 2)),
             "rtts": draw(st.dictionaries(numbers, TRIPS, max_size=count)),
             "dtype": draw(st.sampled_from(["bfloat16", "float32"])),
+            "quantization": draw(st.sampled_from(["none", "int8"])),
         }
         peers.append((number, start, draw(st.integers(start + 1, n_blocks)), fields))
     start = draw(st.integers(0, n_blocks - 1))
@@ -161,22 +162,30 @@ def test_the_cost_is_that_of_the_shortest_path_in_the_full_graph(
 
 
 @settings(max_examples=150, deadline=None)
-@given(case=cases())
-def test_the_best_chain_is_of_one_dtype_and_of_least_cost(case, make_peer, peer_id, model_id):
+@given(case=cases(), mixed=st.booleans())
+def test_the_best_chain_is_of_one_arithmetic_and_of_least_cost(
+    case, mixed, make_peer, peer_id, model_id
+):
     view, costs, arguments = _setting(case, make_peer, peer_id, model_id)
     possible = []
-    for dtype in view.dtypes():
+    parts = (
+        [view.with_dtype(dtype) for dtype in view.dtypes()]
+        if mixed
+        else [view.with_arithmetic(arithmetic) for arithmetic in view.arithmetics()]
+    )
+    for part in parts:
         try:
-            possible.append(find_chain(view.with_dtype(dtype), costs, RouteQuery(**arguments)))
+            possible.append(find_chain(part, costs, RouteQuery(**arguments)))
         except NoRoute:
             continue
     if not possible:
         with pytest.raises(NoRoute) as caught:
-            best_chain(view, costs, RouteQuery(**arguments))
+            best_chain(view, costs, RouteQuery(**arguments), mixed=mixed)
         assert caught.value.missing
         return
-    best = best_chain(view, costs, RouteQuery(**arguments))
+    best = best_chain(view, costs, RouteQuery(**arguments), mixed=mixed)
     assert len({hop.peer.dtype for hop in best.hops}) == 1
+    assert mixed or len(best.quantizations) == 1
     assert best.cost == min(chain.cost for chain in possible)
 
 

@@ -44,6 +44,18 @@ def test_dtypes_and_without(make_peer, model_id):
     assert view.without({one.peer_id}).peers == (two, three)
 
 
+def test_arithmetics(make_peer, model_id):
+    plain, eight = make_peer(1, 0, 30), make_peer(2, 0, 30, quantization="int8")
+    other = make_peer(3, 0, 30, dtype="float32", quantization="int8")
+    view = View.of([plain, eight, other], 30, model_id=model_id)
+    assert view.arithmetics() == (eight.arithmetic, plain.arithmetic, other.arithmetic)
+    assert view.with_arithmetic(eight.arithmetic).peers == (eight,)
+    assert view.with_quantization("int8").peers == (eight, other)
+    assert view.with_dtype("bfloat16").peers == (plain, eight)
+    assert str(plain.arithmetic) == "bfloat16"
+    assert str(other.arithmetic) == "float32 int8"
+
+
 def test_the_name_is_for_messages_and_never_unprintable(make_peer, model_id):
     evil = make_peer(1, 0, 30, model_name="\x1b[2J", sequence=9)
     good = make_peer(2, 0, 30, model_name="smollm2", sequence=1)

@@ -63,7 +63,17 @@ class Greeter:
                 await connection.refuse(error)
                 return
             await connection.send(
-                Welcome(PROTOCOL_VERSION, "greeter", self.peer_id, MODEL, 0, 6, "float32", 1 << 20)
+                Welcome(
+                    PROTOCOL_VERSION,
+                    "greeter",
+                    self.peer_id,
+                    MODEL,
+                    0,
+                    6,
+                    "float32",
+                    "none",
+                    1 << 20,
+                )
             )
 
 
@@ -105,7 +115,7 @@ async def joined(
             await dialler.send(Hello(PROTOCOL_VERSION, "test", b"", *UNPROVEN))
             await listener.receive()
             await listener.send(
-                Welcome(PROTOCOL_VERSION, "test", PEER, MODEL, 0, 6, "float32", 1 << 20)
+                Welcome(PROTOCOL_VERSION, "test", PEER, MODEL, 0, 6, "float32", "none", 1 << 20)
             )
             await dialler.receive()
         yield dialler, listener

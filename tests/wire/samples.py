@@ -5,6 +5,7 @@ from __future__ import annotations
 from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 from swarmd.peers import MODEL_ID_BYTES
 from swarmd.wire.messages import (
+    PROTOCOL_VERSION,
     SESSION_ID_BYTES,
     TICKET_BYTES,
     Challenge,
@@ -43,9 +44,9 @@ UNPROVEN = (b"k" * PUBLIC_KEY_BYTES, b"t" * PROOF_BYTES, b"s" * SIGNATURE_BYTES)
 
 SAMPLES: list[Message] = [
     CHALLENGE,
-    Hello(2, "swarmd/test", MODEL, *UNPROVEN),
-    Hello(2, "", b"", *UNPROVEN),
-    Welcome(2, "swarmd/tést", PEER, MODEL, 0, 6, "float32", 128 << 20),
+    Hello(PROTOCOL_VERSION, "swarmd/test", MODEL, *UNPROVEN),
+    Hello(PROTOCOL_VERSION, "", b"", *UNPROVEN),
+    Welcome(PROTOCOL_VERSION, "swarmd/tést", PEER, MODEL, 0, 6, "float32", "none", 128 << 20),
     Open(SESSION, 1, 5, 64),
     Open(SESSION, 0, 1, 1 << 24, Successor(PEER, "::1", 65535, 1, 2)),
     Opened(SESSION, 0xFFFFFFFF),

@@ -7,10 +7,17 @@ from collections.abc import Callable
 
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import encode_preamble
-from swarmd.wire.messages import Hello, Open, Opened, Ping, encode_header
+from swarmd.wire.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    Open,
+    Opened,
+    Ping,
+    encode_header,
+)
 from tests.wire.samples import SESSION, UNPROVEN
 
-HELLO = Hello(2, "test", b"", *UNPROVEN)
+HELLO = Hello(PROTOCOL_VERSION, "test", b"", *UNPROVEN)
 MIB = 1 << 20
 
 

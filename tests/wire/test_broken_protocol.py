@@ -10,7 +10,16 @@ import pytest
 from swarmd.errors import BadRequest, Busy, FrameTooLarge, UnknownMessage
 from swarmd.wire.connection import Connection
 from swarmd.wire.frames import Limits, encode_preamble
-from swarmd.wire.messages import Closed, ErrorMessage, Hello, Open, Ping, Step, encode_header
+from swarmd.wire.messages import (
+    PROTOCOL_VERSION,
+    Closed,
+    ErrorMessage,
+    Hello,
+    Open,
+    Ping,
+    Step,
+    encode_header,
+)
 from swarmd.wire.protocol import LocalMisuse, Role, State
 from swarmd.wire.tensors import TensorMeta
 from tests.conftest import Runner
@@ -106,7 +115,7 @@ def test_our_own_mistake_is_no_fault_of_the_peer(run_either: Runner) -> None:
 def test_limits_of_one_side(run_either: Runner) -> None:
     async def work() -> None:
         async with joined_raw(Role.LISTENER, limits=Limits(header=40, payload=0)) as (end, raw):
-            raw.sendall(framed(Hello(2, "x" * 100, b"", *UNPROVEN)))
+            raw.sendall(framed(Hello(PROTOCOL_VERSION, "x" * 100, b"", *UNPROVEN)))
             with pytest.raises(FrameTooLarge):
                 await end.receive()
 

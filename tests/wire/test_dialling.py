@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import sys
 
@@ -24,12 +25,20 @@ from swarmd.identity import Identity
 from swarmd.peers import Address
 from swarmd.swarm_key import PUBLIC_SWARM_KEY
 from swarmd.wire.connection import Connection
-from swarmd.wire.messages import MESSAGES, Challenge, ErrorMessage, Output, Step, Welcome
+from swarmd.wire.messages import (
+    MESSAGES,
+    PROTOCOL_VERSION,
+    Challenge,
+    ErrorMessage,
+    Output,
+    Step,
+    Welcome,
+)
 from swarmd.wire.proofs import PLAINTEXT_BINDING, listener_proof
 from swarmd.wire.transport import Door, Greeting, bind, dial, listen
 from tests.conftest import Runner
 from tests.wire.ends import Greeter
-from tests.wire.samples import CHALLENGE, MODEL, PAYLOAD, PEER, SAMPLES, of_type
+from tests.wire.samples import CHALLENGE, PAYLOAD, SAMPLES, of_type
 from tests.wire.talk import framed
 
 
@@ -48,6 +57,12 @@ GOOD_CHALLENGE = framed(
     Challenge(_NONCE, listener_proof(PUBLIC_SWARM_KEY, PLAINTEXT_BINDING, _NONCE))
 )
 
+
+def welcome(**changed: int) -> Welcome:
+    """A sample, but for some fields."""
+    return dataclasses.replace(of_type(Welcome), **changed)  # type: ignore[arg-type]
+
+
 HOSTILE_GREETINGS = [
     (b"HTTP/1.1 400 Bad Request\r\n\r\n", BadOutput),
     (bytes(64), BadOutput),
@@ -59,8 +74,8 @@ HOSTILE_GREETINGS = [
     (framed(of_type(Output), PAYLOAD), BadOutput),
     (framed(ErrorMessage("busy", "full", 5000, None, False)), BadOutput),
     (framed(ErrorMessage("busy", "full", 5000, None, True)), Busy),
-    (GOOD_CHALLENGE + framed(Welcome(3, "x", PEER, MODEL, 0, 6, "float32", 1)), VersionMismatch),
-    (GOOD_CHALLENGE + framed(Welcome(2, "x", PEER, MODEL, 6, 6, "float32", 1)), BadOutput),
+    (GOOD_CHALLENGE + framed(welcome(version=1 + PROTOCOL_VERSION)), VersionMismatch),
+    (GOOD_CHALLENGE + framed(welcome(start=6)), BadOutput),
     (GOOD_CHALLENGE + framed(CHALLENGE), BadOutput),
     (GOOD_CHALLENGE + framed(ErrorMessage("not_allowed", "no", None, None, True)), NotAllowed),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from swarmd.errors import BadRequest, BadTensor, UnknownSession
 from swarmd.wire.frames import Frame, Limits
 from swarmd.wire.messages import (
     MESSAGES,
+    PROTOCOL_VERSION,
     TICKET_BYTES,
     WITH_PAYLOAD,
     Challenge,
@@ -55,8 +56,8 @@ from tests.wire.samples import (
 D, L = Role.DIALLER, Role.LISTENER
 STATES = [state for state in State if state is not State.ENDED]
 
-HELLO = Hello(2, "test", MODEL, *UNPROVEN)
-WELCOME = Welcome(2, "test", PEER, MODEL, 0, 6, "float32", 1 << 20)
+HELLO = Hello(PROTOCOL_VERSION, "test", MODEL, *UNPROVEN)
+WELCOME = Welcome(PROTOCOL_VERSION, "test", PEER, MODEL, 0, 6, "float32", "none", 1 << 20)
 OPEN, OPENED = Open(SESSION, 0, 6, 64), Opened(SESSION, 10)
 FATAL = ErrorMessage("bad_request", "no", fatal=True)
 
@@ -262,7 +263,7 @@ def test_blocks_that_are_no_span(start: int, end: int) -> None:
     with pytest.raises(BadRequest, match="no span"):
         hear(
             Joined(State.GREETING).ends[D],
-            Welcome(2, "test", PEER, MODEL, start, end, "float32", 1 << 20),
+            Welcome(PROTOCOL_VERSION, "test", PEER, MODEL, start, end, "float32", "none", 1 << 20),
         )
 
 
