@@ -11,9 +11,22 @@ from swarmd.blocks import Span
 from swarmd.errors import UsageError
 from swarmd.identity import PeerId
 
-__all__ = ["MODEL_ID_BYTES", "Address", "ModelId", "PeerInfo", "PeerState", "parse_address"]
+__all__ = [
+    "MODEL_ID_BYTES",
+    "NO_CAPABILITY",
+    "QUANTIZATIONS",
+    "Address",
+    "Arithmetic",
+    "Capability",
+    "ModelId",
+    "PeerInfo",
+    "PeerState",
+    "parse_address",
+]
 
 MODEL_ID_BYTES = 16
+QUANTIZATIONS = ("none", "int8", "int4")
+"""How a peer may hold its weights. An announcement may name others: those of newer peers."""
 
 
 class ModelId(bytes):
@@ -80,6 +93,30 @@ class PeerState(enum.IntEnum):
     DRAINING = 3
 
 
+class Capability(enum.IntFlag):
+    """What a peer can do that others of its version may not do, as bits of its announcement.
+
+    SHARED_PREFIXES: sessions whose inputs begin alike share pages, so that a beginning which the
+    peer knows costs no compute. Bits without a name are kept as they came.
+    """
+
+    SHARED_PREFIXES = 1
+
+
+NO_CAPABILITY = Capability(0)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Arithmetic:
+    """What two peers of one model must share to give the same outputs, but for rounding."""
+
+    dtype: str
+    quantization: str = "none"
+
+    def __str__(self) -> str:
+        return self.dtype if self.quantization == "none" else f"{self.dtype} {self.quantization}"
+
+
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
     """A peer's announcement. Signed by the peer, which proves who says it, not that it is true.
@@ -109,6 +146,13 @@ class PeerInfo:
     announced_at: float = 0.0
     expires_at: float = 0.0
     rtts: dict[PeerId, float] = field(default_factory=dict)
+    quantization: str = "none"
+    capabilities: Capability = NO_CAPABILITY
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """In what the peer computes."""
+        return Arithmetic(self.dtype, self.quantization)
 
     @property
     def tokens_per_second(self) -> float:

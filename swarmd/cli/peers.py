@@ -14,7 +14,7 @@ from swarmd.cli.options import log_options, peer_option, state_option, swarm_opt
 from swarmd.cli.peers_table import ModelPeers, show
 from swarmd.cli.runtime import run, set_up_logging
 from swarmd.invite import Invite
-from swarmd.peers import Address, PeerState
+from swarmd.peers import Address, Capability, PeerState
 from swarmd.routing.probe import probe_rtts
 
 __all__ = ["command"]
@@ -93,6 +93,8 @@ def _as_json(model: ModelPeers) -> dict[str, Any]:
                 else round(1000 * rtt, 3),
                 "kv_free": peer.kv_free,
                 "dtype": peer.dtype,
+                "quantization": peer.quantization,
+                "shares_prefixes": Capability.SHARED_PREFIXES in peer.capabilities,
                 "version": peer.version,
                 "age_seconds": round(max(0.0, now - peer.announced_at), 1),
             }

@@ -28,7 +28,9 @@ T = TypeVar("T", int, str)
 NAME_WIDTH = 64
 """Characters of a model's name that are printed."""
 VERSION_WIDTH = 16
-"""Characters of a version that are printed; the table has room for about 120 in all."""
+"""Characters of a version that are printed; the table has room for about 130 in all."""
+WEIGHTS_WIDTH = 8
+"""Characters of a quantization or dtype that are printed."""
 BAR_WIDTH = 256
 """Characters of the coverage bar; of a larger model each stands for several blocks."""
 
@@ -77,12 +79,12 @@ def show(model: ModelPeers, *, now: float) -> None:
     """Print the table of a model to stdout. `now` is in seconds since the epoch."""
     # No markup and no emoji codes: peers choose some of the texts.
     console = Console(
-        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120
+        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 132
     )
     name = printable(model.name, NAME_WIDTH)
     title = f"{name} ({model.n_blocks} blocks, id {model.model_id.short})"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("peer", "address", "blocks", "state"):
+    for heading in ("peer", "address", "blocks", "state", "weights"):
         table.add_column(heading, no_wrap=True)
     for heading in ("tokens/s", "RTT", "KV free", "version", "age"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -93,6 +95,7 @@ def show(model: ModelPeers, *, now: float) -> None:
             str(peer.address),
             str(peer.span),
             model.state(peer) if model.agrees(peer) else f"says {peer.n_blocks} blocks",
+            _weights(peer),
             f"{peer.tokens_per_second:.1f}",
             "-" if rtt is None else f"{1000 * rtt:.2f} ms",
             str(peer.kv_free),
@@ -114,6 +117,12 @@ def show(model: ModelPeers, *, now: float) -> None:
             f"missing   blocks {missing}; start one: swarmd serve --blocks {model.holes[0]}",
             style="red",
         )
+
+
+def _weights(peer: PeerInfo) -> str:
+    """How a peer holds its weights: the quantization, else the dtype."""
+    said = peer.dtype if peer.quantization == "none" else peer.quantization
+    return printable(said, WEIGHTS_WIDTH)
 
 
 def _bar(counts: Sequence[int]) -> str:

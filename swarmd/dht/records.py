@@ -25,7 +25,7 @@ from swarmd.dht.config import MAX_TTL
 from swarmd.dht.patience import Memory
 from swarmd.dht.shards import MAX_DEPTH, Shard
 from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES, Identity, PeerId, verify
-from swarmd.peers import MODEL_ID_BYTES, Address, ModelId, PeerInfo, PeerState
+from swarmd.peers import MODEL_ID_BYTES, Address, Capability, ModelId, PeerInfo, PeerState
 
 __all__ = [
     "CLOCK_SKEW",
@@ -48,6 +48,7 @@ MAX_RECORD_BYTES = 512
 """Two records and 20 contacts must fit into one datagram of 1,250 bytes."""
 MAX_NAME_BYTES = 64
 MAX_DTYPE_BYTES = 16
+"""Of `dtype`, and of `quantization`."""
 MAX_VERSION_BYTES = 24
 MAX_BLOCKS = 65_535
 MAX_RTTS = 5
@@ -57,6 +58,7 @@ CLOCK_SKEW = 15.0
 
 _FORMAT = 1
 _CONTEXT = b"swarmd-ann-v1\0"
+_U16 = 2**16 - 1
 _U32 = 2**32 - 1
 _U64 = 2**64 - 1
 _MAX_RTT_US = 60_000_000
@@ -64,9 +66,12 @@ _FIELDS = (
     *("format", "model_id", "model_name", "public_key", "sequence", "announced_ms"),
     *("lifetime_ms", "start", "end", "n_blocks", "state", "decode_us", "prefill_us"),
     *("kv_free", "queue", "dtype", "host", "port", "version", "rtts"),
+    *("quantization", "capabilities"),
 )
 """The body's array; `host` is the packed IP (4 or 16 bytes), `rtts` is `[[peer id, µs], ...]`.
-A longer array is accepted, so that fields can be added."""
+A longer array is accepted, so that fields can be added at its end."""
+_ADDED: tuple[object, ...] = ("none", 0)
+"""What the last fields are taken to be in records of peers that do not know them."""
 
 Slot = tuple[PeerId, ModelId]
 """What one record may replace: its publisher's earlier record of the same model."""
@@ -185,6 +190,8 @@ def pack(info: PeerInfo, identity: Identity, swarm_id: bytes) -> bytes:
         info.address.port,
         _text(info.version, MAX_VERSION_BYTES, "version"),
         [[bytes(peer), min(max(round(rtt * 1e6), 0), _MAX_RTT_US)] for peer, rtt in nearest],
+        _text(info.quantization, MAX_DTYPE_BYTES, "quantization"),
+        int(info.capabilities),
     ]
     try:
         body = msgpack.packb(fields)
@@ -263,8 +270,13 @@ def _decode(raw: object, swarm_id: bytes, *, is_signed: bool = False) -> Record 
         fields = _unpack(body)
     except Exception:  # msgpack raises many kinds, ValueError and UnicodeDecodeError among them
         return Refusal.MALFORMED
-    if type(fields) is not tuple or len(fields) < len(_FIELDS) or len(signature) != 64:
+    if type(fields) is not tuple or len(signature) != 64:
         return Refusal.MALFORMED
+    missing = len(_FIELDS) - len(fields)
+    if missing > len(_ADDED):
+        return Refusal.MALFORMED
+    if missing > 0:
+        fields += _ADDED[-missing:]
     if fields[0] != _FORMAT or type(fields[0]) is not int:
         return Refusal.FORMAT
     info = _info(fields)
@@ -307,6 +319,8 @@ def _info(fields: tuple[object, ...]) -> PeerInfo | None:
         and _is_bytes(get("host"), 4, 16)
         and _is_int(get("port"), 1, 65_535)
         and _is_text(get("version"), MAX_VERSION_BYTES)
+        and _is_text(get("quantization"), MAX_DTYPE_BYTES)
+        and _is_int(get("capabilities"), 0, _U16)
     )
     if not good:
         return None
@@ -338,6 +352,8 @@ def _info(fields: tuple[object, ...]) -> PeerInfo | None:
         announced_at=values["announced_ms"] / 1000,  # type: ignore[operator]
         expires_at=(values["announced_ms"] + values["lifetime_ms"]) / 1000,  # type: ignore[operator]
         rtts=rtts,
+        quantization=values["quantization"],  # type: ignore[arg-type]
+        capabilities=Capability(values["capabilities"]),  # type: ignore[arg-type]
     )
 
 

@@ -13,7 +13,7 @@ from swarmd.compute.throughput import Throughput
 from swarmd.config import DaemonConfig
 from swarmd.identity import PeerId
 from swarmd.node.served import ServedModel
-from swarmd.peers import Address, PeerInfo, PeerState
+from swarmd.peers import NO_CAPABILITY, Address, Capability, PeerInfo, PeerState
 
 __all__ = ["Announced"]
 
@@ -29,9 +29,12 @@ class Announced:
     span: Span = field(default_factory=lambda: Span(0, 1))
     throughput: Throughput = field(default_factory=lambda: Throughput(0, 0))
     engine: Engine | None = None
+    dtype: str = ""
+    """That of the config, until `auto` was decided."""
 
     def __post_init__(self) -> None:
         self.span = self.config.blocks.span or self.span
+        self.dtype = self.dtype or self.config.dtype
 
     @property
     def model(self) -> ServedModel:
@@ -42,8 +45,13 @@ class Announced:
             folder.n_blocks,
             folder.hidden_size,
             folder.max_positions,
-            self.config.dtype,
+            self.dtype,
+            self.config.quantization,
         )
+
+    @property
+    def _capabilities(self) -> Capability:
+        return Capability.SHARED_PREFIXES if self.config.shared_prefixes else NO_CAPABILITY
 
     def describe(self, state: PeerState) -> PeerInfo:
         """The announcement now; queue and cache room are read off the engine once it runs."""
@@ -58,7 +66,9 @@ class Announced:
             decode_us=self.throughput.decode_us,
             prefill_us=self.throughput.prefill_us,
             kv_free=0,
-            dtype=self.config.dtype,
+            dtype=self.dtype,
+            quantization=self.config.quantization,
+            capabilities=self._capabilities,
             version=__version__,
         )
         if self.engine is None:

@@ -19,6 +19,7 @@ class ServedModel:
     hidden_size: int
     max_positions: int
     dtype: str
+    quantization: str = "none"
 
 
 @dataclass(slots=True)

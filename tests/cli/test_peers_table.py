@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -65,12 +66,24 @@ def test_a_table_says_who_holds_what_and_what_is_missing(
     model = model_of(*peers, silent=(1, 3))
     table = printed(model, capsys)
     assert f"tiny (6 blocks, id {MODEL.short})" in table
-    assert re.search(r"0:3 +online +333\.3 +2\.00 ms +4096 +0\.1\.0 +3 s", line_of(peers[0], table))
+    assert re.search(
+        r"0:3 +online +float32 +333\.3 +2\.00 ms +4096 +0\.1\.0 +3 s", line_of(peers[0], table)
+    )
     assert re.search(r"0:3 +unreachable .* - ", line_of(peers[1], table))
     assert "joining" in line_of(peers[3], table)
     assert "coverage  0 11111· 6 " in table
     assert "missing   blocks 5:6; start one: swarmd serve --blocks 5:6" in table
     assert "not counted" not in table
+
+
+def test_the_table_names_the_quantization_else_the_dtype(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quantized = dataclasses.replace(peer(1, 0, 3), quantization="int8")
+    unknown = dataclasses.replace(peer(2, 0, 3), quantization="q" * 16)
+    table = printed(model_of(quantized, unknown, peer(3, 3, 6)), capsys)
+    assert " int8 " in line_of(quantized, table)
+    assert f" {'q' * 7}… " in line_of(unknown, table)
 
 
 @pytest.mark.parametrize("liar", [peer(9, 0, 6, 65_535), peer(9, 0, 1, 1), peer(9, 7, 9, 9)])

@@ -30,7 +30,7 @@ from swarmd.dht.records import (
 )
 from swarmd.dht.shards import MAX_DEPTH, Shard
 from swarmd.identity import PeerId, verify
-from swarmd.peers import Address, PeerInfo, PeerState
+from swarmd.peers import Address, Capability, PeerInfo, PeerState
 from swarmd.swarm_key import SwarmKey
 from tests.dht.swarm import CONFIG, MODEL, NOW, OTHER, identity_of, info_of, record_of
 
@@ -47,6 +47,8 @@ FULL = info_of(
     kv_free=2**32 - 1,
     queue=2**32 - 1,
     dtype="d" * 16,
+    quantization="q" * 16,
+    capabilities=Capability(2**16 - 1),
     version="v" * 24,
     sequence=2**64 - 1,
     announced_at=NOW,
@@ -79,7 +81,20 @@ def test_round_trip() -> None:
     record = parse(pack(info, ME, SWARM), SWARM, NOW)
     assert isinstance(record, Record)
     assert record.info == info
-    assert len(record.raw) < 270
+    assert len(record.raw) < 280
+
+
+def test_fields_that_are_missing_are_those_of_a_peer_that_does_not_know_them() -> None:
+    known = Capability.SHARED_PREFIXES
+    info = stamped(info_of(ME.peer_id, quantization="int8", capabilities=known))
+    fields = fields_of(info)
+    for value, read in ((1, {"capabilities": Capability(0)}), ("int8", {"quantization": "none"})):
+        assert fields.pop() == value
+        info = dataclasses.replace(info, **read)  # type: ignore[arg-type]
+        record = parse(signed(fields), SWARM, NOW)
+        assert isinstance(record, Record)
+        assert record.info == info
+    assert parse(signed(fields[:-1]), SWARM, NOW) is Refusal.MALFORMED
 
 
 def test_the_largest_record_fits() -> None:
@@ -108,6 +123,9 @@ def test_only_the_five_shortest_rtts_travel() -> None:
         {"model_name": "ü" * 33},
         {"model_name": "red \x1b[31m"},
         {"dtype": "x" * 17},
+        {"quantization": "x" * 17},
+        {"quantization": "int8\n"},
+        {"capabilities": Capability(2**16)},
         {"span": Span(20, 31)},
         {"decode_us": -1},
         {"queue": 2**32},
@@ -148,7 +166,7 @@ WRONG: list[Any] = [None, True, -1, 2**64 - 1, 1.5, float("nan"), "", "x\0", b""
 @pytest.mark.parametrize("at", range(len(GOOD)))
 def test_every_field_is_checked(at: int) -> None:
     assert isinstance(parse(signed(GOOD), SWARM, NOW), Record)
-    fitting: dict[int, object] = {2: "", 4: 2**64 - 1, 15: "", 18: "", 19: []}
+    fitting: dict[int, object] = {2: "", 4: 2**64 - 1, 15: "", 18: "", 19: [], 20: ""}
     for value in WRONG:
         if at in fitting and value == fitting[at]:
             continue
@@ -182,7 +200,7 @@ def test_ranges(at: int, value: Any) -> None:
 def test_longer_bodies_are_accepted_and_other_formats_are_not() -> None:
     assert isinstance(parse(signed([*GOOD, "a field of the future"]), SWARM, NOW), Record)
     assert parse(signed([2, *GOOD[1:]]), SWARM, NOW) is Refusal.FORMAT
-    assert parse(signed(GOOD[:-1]), SWARM, NOW) is Refusal.MALFORMED
+    assert parse(signed(GOOD[:-3]), SWARM, NOW) is Refusal.MALFORMED
     assert parse(signed([*GOOD, b"x" * 300]), SWARM, NOW) is Refusal.TOO_LARGE
 
 
