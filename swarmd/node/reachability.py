@@ -146,8 +146,34 @@ class Reachability:
             period = CHECK_PERIOD if known else RETRY_PERIOD
             await asyncio.sleep(period * self._rng.uniform(0.8, 1.2))
 
+    async def reaches(self, address: Address) -> bool:
+        """Whether others can dial this node at another address, such as a router's. From then on
+        that is the one to be checked, until `moved`; those who see us elsewhere do not count."""
+        answers = await self._answers(address)
+        at_it = [answer for answer in answers if answer.host == address.host]
+        if verdict(at_it) is not Verdict.REACHABLE:
+            return False
+        self._address, self.verdict = address, Verdict.REACHABLE
+        return True
+
+    def moved(self, address: Address) -> None:
+        """The node is no longer at an address of `reaches`, but at its own, where nobody could
+        dial it; so it is until another check."""
+        self._address, self.verdict = address, Verdict.UNREACHABLE
+
     async def check(self) -> Verdict:
         """Ask up to three peers, and say it when the verdict is another than before."""
+        address = self._address
+        answers = await self._answers(address)
+        found = verdict(answers)
+        if address != self._address or found is Verdict.UNKNOWN or found is self.verdict:
+            return self.verdict
+        self._say(found, answers)
+        self.verdict = found
+        self._on_change(found)
+        return found
+
+    async def _answers(self, address: Address) -> list[Answer]:
         peers = [
             peer
             for peer in await self._fetch()
@@ -159,16 +185,10 @@ class Reachability:
         answers = []
         for peer in peers[:ASKED]:  # one after another: there is no hurry
             try:
-                port = self._address.port
-                answers.append(await ask(peer.address, port, self._greeting, peer.peer_id))
+                answers.append(await ask(peer.address, address.port, self._greeting, peer.peer_id))
             except (PeerFailure, RemoteError) as error:
                 log.debug("%s was asked to dial this node: %s", peer.peer_id.short, error)
-        found = verdict(answers)
-        if found is not self.verdict and found is not Verdict.UNKNOWN:
-            self._say(found, answers)
-            self.verdict = found
-            self._on_change(found)
-        return self.verdict
+        return answers
 
     def _say(self, found: Verdict, answers: Sequence[Answer]) -> None:
         seen = ", ".join(sorted({answer.host for answer in answers}))
@@ -177,9 +197,10 @@ class Reachability:
             return
         log.warning(
             "others cannot dial this node: %d of %d peers that see it at %s could not reach port "
-            "%d there. A relay makes it reachable where one is found, at a cost in speed. To do "
-            "without, let TCP and UDP port %d through firewall and router; if the router forwards "
-            "another port, name it by --advertise HOST:PORT",
+            "%d there. A router that speaks UPnP is asked to forward a port; else a relay makes it "
+            "reachable where one is found, at a cost in speed. To do without, let TCP and UDP port "
+            "%d through firewall and router; if the router forwards another port, name it by "
+            "--advertise HOST:PORT",
             sum(not answer.reachable for answer in answers),
             len(answers),
             seen,

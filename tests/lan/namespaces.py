@@ -52,7 +52,8 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if k not in ("SWARMD_NO_LAN",)}
+        quiet = ("SWARMD_NO_LAN", "SWARMD_NO_UPNP")  # here they may speak
+        kept = {k: v for k, v in os.environ.items() if k not in quiet}
         return {**kept, "SWARMD_STATE": str(self.state), "OMP_NUM_THREADS": "1"}
 
     def command(self, *arguments: str) -> list[str]:

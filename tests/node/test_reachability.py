@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from pathlib import Path
@@ -187,6 +188,106 @@ def test_a_node_that_nobody_can_dial_seeks_a_relay(
                     reach.found(Verdict.REACHABLE)
                     await until(lambda: quiet.told[3:] == [(PeerState.ONLINE, own)])
                     await until(lambda: relay.desk.relayed == 0)
-            reach.end()
+            await reach.end()
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "upnp"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "192.0.2.1", True),  # --advertise does not make it listen elsewhere
+        ("0.0.0.0", "127.0.0.1", True),
+        ("0.0.0.0", "192.0.2.1", False),
+    ],
+)
+def test_who_asks_no_router(
+    host: str, address: str, upnp: bool, swarm: LocalSwarm, run_async: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """On loopback, or when told so, a node that cannot be dialled seeks a relay at once."""
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("asked a router")
+
+    monkeypatch.setattr("swarmd.node.reach.PortMapper", asked)
+
+    async def main() -> None:
+        async with swarm.running([ALL, ALL]):
+            relay, hidden = swarm.peers
+            config = DaemonConfig(blocks=BlockRequest(span=ALL), host=host, upnp=upnp)
+            own = Address(address, 9)
+            announced = Announced(config, hidden.folder, hidden.identity.peer_id, own)
+            quiet: Any = _Quiet([relay.info, hidden.info])
+            quiet.announced = announced
+            greeting = Greeting(identity=hidden.identity)
+            door = Door(hidden.identity)
+            reach = Reach(quiet, quiet, announced, door, greeting, random.Random(1))
+            async with TaskOwner("reach") as owner:
+                reach._listener, reach._owner = hidden.listener, owner
+                reach.found(Verdict.UNREACHABLE)
+                await until(lambda: quiet.told == [(PeerState.ONLINE, relay.address)])
+            await reach.end()
+
+    run_async(main())
+
+
+def test_a_router_is_asked_first_and_its_word_is_checked(
+    swarm: LocalSwarm, run_async: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asking, mapped, seeking, relayed, mapped again, and direct: the table of `Reach`."""
+    outside = Address("1.2.3.4", 40000)
+
+    async def main() -> None:
+        async with swarm.running([ALL, ALL]):
+            relay, hidden = swarm.peers
+            mappers: list[_Mapper] = []
+
+            class _Mapper:
+                def __init__(self, _port: int, _on: object, _check: object, tell: Any, **_: Any):
+                    self.tell, self.dropped, self.shakes = tell, False, 0
+                    mappers.append(self)
+
+                async def run(self) -> None:
+                    await asyncio.Event().wait()
+
+                async def drop(self) -> None:
+                    self.dropped = True
+
+                def shaken(self) -> None:
+                    self.shakes += 1
+
+            monkeypatch.setattr("swarmd.node.reach.PortMapper", _Mapper)
+            monkeypatch.setattr("swarmd.node.reach.local_interfaces", lambda _: ["home"])
+            config = DaemonConfig(blocks=BlockRequest(span=ALL), host="192.0.2.1")
+            own = Address("192.0.2.1", 9)
+            announced = Announced(config, hidden.folder, hidden.identity.peer_id, own)
+            quiet: Any = _Quiet([relay.info, hidden.info])
+            quiet.announced, quiet.address = announced, own
+            greeting = Greeting(identity=hidden.identity)
+            door = Door(hidden.identity)
+            reach = Reach(quiet, quiet, announced, door, greeting, random.Random(1))
+            at_router = (PeerState.ONLINE, outside)
+            relayed = (PeerState.ONLINE, relay.address)
+            at_home = (PeerState.ONLINE, own)
+            async with TaskOwner("reach") as owner:
+                reach._listener, reach._owner = hidden.listener, owner
+                reach.found(Verdict.UNREACHABLE)
+                (mapper,) = mappers
+                await mapper.tell(outside)
+                assert quiet.told == [at_router]
+                reach.found(Verdict.UNREACHABLE)
+                assert mapper.shakes == 1
+                await mapper.tell(None)
+                await until(lambda: quiet.told[1:] == [at_home, relayed])
+                await mapper.tell(outside)
+                await until(lambda: relay.desk.relayed == 0)
+                assert quiet.told[3:] == [at_router]  # the lost relay is no news
+                await mapper.tell(None)
+                await until(lambda: quiet.told[4:] == [at_home, relayed])
+                reach.found(Verdict.REACHABLE)
+                await until(lambda: quiet.told[6:] == [at_home] and mapper.dropped)
+                await reach.end()
 
     run_async(main())
