@@ -12,6 +12,7 @@ from swarmd.node.limits import SessionLimits
 from swarmd.node.outlet import Outlet
 from swarmd.node.quotas import Guest
 from swarmd.node.served import ServedModel, Statistics
+from swarmd.node.session_story import SessionStory
 from swarmd.node.step_queue import StepQueue
 from swarmd.node.step_tensors import hidden_of, payload_of
 from swarmd.tasks import TaskOwner
@@ -58,14 +59,27 @@ class Session:
         self._limits = limits
         self._statistics = statistics
         self._outlet = outlet
+        client = connection.peer_id
+        self.story = SessionStory(
+            opening.session.hex()[:8],
+            client.short if client is not None else str(connection.address),
+            str(engine_session.blocks),
+        )
         self._unread = unread
 
     async def run(self) -> None:
-        """Answer steps until the client closes the session. Raises ConnectionLost, BadRequest,
-        and TimeoutError for a client that went silent."""
-        async with TaskOwner(f"session {self._opening.session.hex()[:8]}") as owner:
-            owner.spawn(self._work(), name="steps")
-            await self._read()
+        """Answer steps until the client closes the session, and log its story. Raises
+        ConnectionLost, BadRequest, and TimeoutError for a client that went silent."""
+        end: BaseException | None = None
+        try:
+            async with TaskOwner(f"session {self._opening.session.hex()[:8]}") as owner:
+                owner.spawn(self._work(), name="steps")
+                await self._read()
+        except BaseException as error:
+            end = error
+            raise
+        finally:
+            log.info("%s", self.story.told(end))
 
     async def _read(self) -> None:
         """Read until the session is closed; steps go to the worker, in order.
@@ -112,6 +126,7 @@ class Session:
         while True:
             step, payload, arrived, refusal = await self.steps.get()
             if refusal is not None:
+                self.story.refused()
                 await self._outlet.refuse(self._connection, refusal, step=step.step)
                 continue
             try:
@@ -123,6 +138,7 @@ class Session:
         try:
             result = await self._run(step, payload, arrived)
         except RemoteError as error:
+            self.story.refused()
             await self._outlet.refuse(self._connection, error, step=step.step)
             return
         except Exception as error:  # a bug of ours: this session's trouble alone
@@ -157,6 +173,7 @@ class Session:
         )
         self._statistics.steps += 1
         self._statistics.tokens += hidden.shape[1]
+        self.story.ran(step.start, hidden.shape[1], result.queue_seconds, result.compute_seconds)
         return (
             *payload_of(result.hidden, self._model, step.tensor.codec),
             min(round(1e6 * result.queue_seconds), 0xFFFFFFFF),

@@ -14,6 +14,7 @@ import weakref
 from swarmd.blocks import Span
 from swarmd.compute.engine import Engine
 from swarmd.compute.kv_cache import KvBudget
+from swarmd.compute.pages import whole_pages
 from swarmd.errors import (
     BadRequest,
     BlocksNotHeld,
@@ -160,6 +161,7 @@ class SessionServer:
                 span.start,
                 span.end,
                 self.model.dtype,
+                self.model.quantization,
                 connection.protocol.limits.payload,
             ),
         )
@@ -209,7 +211,7 @@ class SessionServer:
                 f"the model has {self.model.max_positions} positions, not {message.max_length}"
             )
         budget = self._kv_share(guest)
-        room = min(budget.tokens, self.engine.budget.tokens)
+        room = self.engine.kv_tokens if budget is None else budget.tokens
         if message.max_length > room:
             raise SessionTooLong(
                 f"a session of {message.max_length} tokens; the attention cache of this node has "
@@ -235,13 +237,14 @@ class SessionServer:
             queue_bytes=self.frame_limits().payload,
         )
 
-    def _kv_share(self, guest: Guest) -> KvBudget:
-        """The cache room of a guest: a share under each of its keys, one within the other."""
-        budget = self.engine.budget
+    def _kv_share(self, guest: Guest) -> KvBudget | None:
+        """The cache room of a guest: a share under each of its keys, one within the other. None
+        for the owner's own programs, which may fill all of it."""
+        budget: KvBudget | None = None
         for key in guest.keys:
             share = self._kv_shares.get(key)
             if share is None:  # lives as long as a session holds it
-                tokens = int(self.engine.budget.tokens * self.limits.kv_share)
+                tokens = whole_pages(int(self.engine.kv_tokens * self.limits.kv_share))
                 share = self._kv_shares[key] = KvBudget(tokens, whole=budget)
             budget = share
         return budget
