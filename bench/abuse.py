@@ -21,77 +21,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import torch
 
 from bench.nodes import free_port
 from bench.report import save, show
+from bench.sessions import BLOCKS, HIDDEN, connected, session
 from swarmd.blocks import parse_blocks
 from swarmd.config import DaemonConfig
 from swarmd.errors import RemoteError, SwarmdError
 from swarmd.node.daemon import Daemon
 from swarmd.peers import Address
-from swarmd.swarm_key import PUBLIC_SWARM_KEY
 from swarmd.tasks import TaskOwner
-from swarmd.wire.connection import Connection
-from swarmd.wire.messages import ErrorMessage, Open, Opened, Output, Step
-from swarmd.wire.protocol import Role
-from swarmd.wire.secure_link import SecureLink
-from swarmd.wire.tensors import TensorMeta
 from swarmd.wire.transport import Greeting, greet
 
-HIDDEN, BLOCKS = 576, 30
-SESSION = b"s" * 16
 
-
-def step(number: int, start: int, tokens: int) -> tuple[Step, bytes]:
-    meta = TensorMeta("float32", (1, tokens, HIDDEN), "raw")
-    return Step(SESSION, number, start, 0, meta), bytes(4 * tokens * HIDDEN)
-
-
-@contextlib.asynccontextmanager
-async def connected(port: int, source: str) -> AsyncIterator[Connection]:
-    loop = asyncio.get_running_loop()
-
-    def make() -> Connection:
-        return Connection(
-            Role.DIALLER, link=SecureLink.dial(PUBLIC_SWARM_KEY, None, now=time.time())
-        )
-
-    _, connection = await loop.create_connection(make, "127.0.0.1", port, local_addr=(source, 0))
-    try:
-        yield connection
-    finally:
-        connection.abort()
-
-
-@contextlib.asynccontextmanager
-async def session(port: int, source: str, length: int) -> AsyncIterator[Connection]:
-    """A greeted connection with an open session. Raises the node's refusal."""
-    async with connected(port, source) as connection:
-        await greet(connection, Greeting(), Address("127.0.0.1", port), None)
-        await connection.send(Open(SESSION, 0, BLOCKS, length))
-        message, _ = await connection.receive()
-        if isinstance(message, ErrorMessage):
-            raise message.to_error()
-        assert isinstance(message, Opened)
-        yield connection
+def noise(tokens: int) -> torch.Tensor:
+    """Hidden states that no session sent before: nothing of them lies in kept pages."""
+    return torch.randn(1, tokens, HIDDEN)
 
 
 async def decode(port: int, seconds: float) -> tuple[float, int]:
     """Tokens a second of the good client, and its errors."""
     errors, done = 0, 0
     try:
-        async with session(port, "127.0.0.1", 1024) as connection:
+        async with session(port, 1024) as good:
             began = time.monotonic()
             while time.monotonic() - began < seconds:
-                message, payload = step(done, done % 1000, 1)
-                await connection.send(message, payload)
-                answer, _ = await connection.receive()
-                if not isinstance(answer, Output):
-                    errors += 1
+                await good.step(noise(1), done % 1000)
                 done += 1
             return done / (time.monotonic() - began), errors
     except SwarmdError as error:
@@ -127,28 +87,25 @@ async def reconnect(port: int, source: str, counts: Counts) -> None:
 
 async def flood(port: int, source: str, counts: Counts, tokens: int) -> None:
     """Up to 64 steps under way on a session, for ever."""
-    async with session(port, source, 1024) as connection:
-        number = 0
+    async with session(port, 1024, source) as greedy:
         while True:
-            if connection.protocol.steps_under_way < 64:
-                message, payload = step(number, 0, tokens)
-                await connection.send(message, payload)
-                number += 1
+            if greedy.connection.protocol.steps_under_way < 64:
+                await greedy.send(noise(tokens), 0)
                 continue
-            answer, _ = await connection.receive()
+            answer, _ = await greedy.connection.receive()
             counts.add(f"steps of {tokens}: {answer.TYPE}")
 
 
 async def deaf(port: int, source: str, counts: Counts) -> None:
     """Sends steps and reads no output."""
-    async with session(port, source, 1024) as connection:
+    async with session(port, 1024, source) as mute:
+        connection = mute.connection
         assert connection._transport is not None
         raw = connection._transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection._transport.pause_reading()
-        for number in range(64):
-            message, payload = step(number, 0, 64)
-            await connection.send(message, payload)
+        for _ in range(64):
+            await mute.send(noise(64), 0)
             counts.add("steps whose outputs nobody reads")
         await asyncio.Event().wait()
 

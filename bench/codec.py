@@ -22,7 +22,7 @@ from swarmd.blocks import Span
 from swarmd.client.text import TextCodec
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.ends import ModelEnds
-from swarmd.compute.kv_cache import KvBudget
+from swarmd.compute.sole_session import SoleSession
 from swarmd.compute.source import resolve_model
 from swarmd.wire.tensors import ZSTD_LEVEL, TensorMeta, decode, encode
 
@@ -35,9 +35,8 @@ def activations() -> torch.Tensor:
     text = TextCodec(folder.path, eos_token_ids=())
     ids = text.encode(Path(__file__).read_text() * 4)[:TOKENS]
     blocks = BlockSpan(folder, Span(0, 15), dtype="float32")
-    cache = blocks.new_cache(blocks.span, TOKENS, KvBudget(TOKENS))
     embedded = ModelEnds(folder, dtype="float32").embed(torch.tensor([ids]), 0)
-    return blocks.run(blocks.span, embedded, cache)
+    return SoleSession(blocks, TOKENS).step(embedded)
 
 
 def measure(data: bytes, meta: TensorMeta, rounds: int) -> tuple[float, float, float]:

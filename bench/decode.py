@@ -2,7 +2,8 @@
 
 Everything is measured in one run, round by round, and compared as ratios of medians. The daemons
 of both swarms run all the time and are idle while another variant has its turn. Also reported:
-what a hop adds besides compute, resident memory, seconds to ready and to the first token.
+what a hop adds besides compute, resident memory, seconds to ready and to the first token, and the
+floor: the rate at which the model's weights could be read from memory.
 
     python -m bench.decode [--rounds 5] [--tokens 64]
 """
@@ -20,9 +21,12 @@ from typing import Any
 
 import psutil
 
+from bench.bandwidth import seconds_to_read
 from bench.nodes import SWARMD, Swarm, swarm
 from bench.report import save, show
 
+WEIGHT_BYTES = 4 * 134_515_008
+"""Of the default model in float32; the head is the embedding, and all of it is read."""
 PROMPT = "The history of the steam engine begins in"
 
 
@@ -113,6 +117,7 @@ def main() -> None:
     local = LocalGenerate()
     with swarm("0:30") as one, swarm("0:15", "15:30") as two:
         local.run(8)
+        floors = [seconds_to_read(WEIGHT_BYTES)]
         for _ in range(options.rounds):
             rates["generate"].append(local.run(options.tokens))
             for name, running in (("one", one), ("two", two)):
@@ -121,15 +126,18 @@ def main() -> None:
                 overheads[name].append(hop_overhead_us(answer))
                 client_mb = max(client_mb, answer["client_mb"])
             first.append(first_text_seconds(two))
+            floors.append(seconds_to_read(WEIGHT_BYTES))
         daemons = {node.blocks: round(node.resident_mb, 1) for node in [*one.nodes, *two.nodes]}
         ready = {node.blocks: round(node.ready_seconds, 2) for node in [*one.nodes, *two.nodes]}
     local.stop()
+    floor = 1 / min(floors)
     median = {name: statistics.median(values) for name, values in rates.items()}
     ratio = {name: median[name] / median["generate"] for name in ("one", "two")}
     show(
         f"decode, SmolLM2-135M fp32, {options.tokens} tokens, medians of {options.rounds} rounds",
         ("variant", "tokens/s", "ratio", "hop adds"),
         [
+            ("floor by memory bandwidth", f"{floor:.2f}", f"{floor / median['generate']:.2f}", "-"),
             ("(a) transformers.generate, one process", f"{median['generate']:.2f}", "1.00", "-"),
             *(
                 (
@@ -150,6 +158,7 @@ def main() -> None:
         {
             "tokens_per_second": rates,
             "ratio_to_generate": ratio,
+            "floor_tokens_per_second": floor,
             "hop_overhead_us": overheads,
             "daemon_resident_mb": daemons,
             "client_peak_resident_mb": client_mb,

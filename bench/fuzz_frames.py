@@ -56,7 +56,7 @@ D, L = Role.DIALLER, Role.LISTENER
 GREETING: list[tuple[Role, Message]] = [
     (L, Challenge(b"n" * 32, b"p" * 32)),
     (D, Hello(2, "bench", b"m" * 16, b"k" * 32, b"p" * 32, b"s" * 64)),
-    (L, Welcome(2, "bench", b"p" * 20, b"m" * 16, 0, 6, "float32", 1 << 16)),
+    (L, Welcome(2, "bench", b"p" * 20, b"m" * 16, 0, 6, "float32", "none", 1 << 16)),
 ]
 SESSIONS: list[tuple[Role, Message]] = [
     (D, Open(SESSION, 0, 6, 64)),

@@ -22,9 +22,9 @@ import torch
 from bench.report import save, show
 from swarmd.blocks import Span
 from swarmd.compute.block_span import BlockSpan
-from swarmd.compute.kv_cache import KvBudget
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.compute.row_linear import Kernel, kernel_seconds, linear_shapes
+from swarmd.compute.sole_session import SoleSession
 from swarmd.compute.source import resolve_model
 from swarmd.compute.weights import load_part
 
@@ -55,14 +55,11 @@ def name(kernel: Kernel) -> str:
 
 def step_ms(blocks: BlockSpan) -> float:
     """Median milliseconds of a decode step over all blocks."""
-    cache = blocks.new_cache(blocks.span, 256, KvBudget(256))
-    times = []
-    for position in range(STEPS):
-        cache.prepare(position, 1)
+    session, times = SoleSession(blocks, STEPS), []
+    for _ in range(STEPS):
         began = time.perf_counter()
-        blocks.run(blocks.span, torch.ones(1, 1, blocks.hidden_size), cache)
+        session.step(torch.ones(1, 1, blocks.hidden_size))
         times.append(time.perf_counter() - began)
-    cache.close()
     return 1e3 * statistics.median(times)
 
 
