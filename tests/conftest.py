@@ -18,6 +18,17 @@ from swarmd.cli.runtime import prepare_libraries
 prepare_libraries()  # as every command does, before anything imports torch
 # Nothing may leave this machine: tests that look around do so in network namespaces.
 os.environ["SWARMD_NO_LAN"] = "1"
+os.environ["SWARMD_NO_UPNP"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `cuda` are skipped without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
 
 
 def _descriptors() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from pathlib import Path
@@ -25,7 +26,7 @@ from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logg
 from swarmd.config import DaemonConfig
 from swarmd.identity import PeerId
 from swarmd.invite import Invite
-from swarmd.peers import Address
+from swarmd.peers import QUANTIZATIONS, Address
 from swarmd.sizes import parse_size
 
 __all__ = ["command"]
@@ -35,6 +36,12 @@ _defaults = DaemonConfig()
 
 def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     return None if value is None else parse_size(value)
+
+
+def _number(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # in no range, and below none: click lets it pass
+        raise click.BadParameter("nan is no number")
+    return value
 
 
 @click.command("serve")
@@ -95,14 +102,25 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     default=_defaults.bandwidth_out / 1e6,
     show_default=True,
     metavar="MB/S",
+    callback=_number,
     help="Megabytes a second to send to one client of another machine.",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default=_defaults.dtype,
     show_default=True,
-    help="Precision to compute in.",
+    help="Precision to compute in; auto takes that of the swarm's other peers, else the faster one "
+    "of float32 and bfloat16 here.",
+)
+@click.option(
+    "--quantize",
+    "quantization",
+    type=click.Choice(QUANTIZATIONS),
+    default=_defaults.quantization,
+    show_default=True,
+    help="Hold the weights of linear layers in 8 or 4 bits: less memory, faster steps, and other "
+    "answers.",
 )
 @click.option("--device", default=_defaults.device, show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. [default: all cores]")
@@ -111,6 +129,19 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     "--relayed",
     is_flag=True,
     help="This machine cannot be dialled: be reached through another node of the swarm.",
+)
+@click.option(
+    "--no-shared-prefixes",
+    is_flag=True,
+    help="Compute every prompt anew. Otherwise what sessions begin with alike is computed once, so "
+    "a client can tell by the time whether another one sent the same beginning.",
+)
+@click.option(
+    "--no-upnp",
+    is_flag=True,
+    envvar="SWARMD_NO_UPNP",
+    help="Do not ask the router to forward a port (UPnP) when others cannot dial this node; also "
+    "$SWARMD_NO_UPNP=1.",
 )
 @click.option(
     "--no-relaying", is_flag=True, help="Pass no links on to nodes that cannot be dialled."
@@ -133,10 +164,13 @@ def command(
     kv_share: int,
     max_upload: float,
     dtype: str,
+    quantization: str,
     device: str,
     threads: int | None,
     allow: frozenset[PeerId] | None,
     relayed: bool,
+    no_shared_prefixes: bool,
+    no_upnp: bool,
     no_relaying: bool,
     state_dir: Path | None,
     verbose: bool,
@@ -169,17 +203,22 @@ def command(
         kv_share=kv_share / 100,
         bandwidth_out=1e6 * max_upload,
         dtype=dtype,
+        quantization=quantization,
         device=device,
         threads=threads,
         allow=allow,
+        upnp=not no_upnp,
         relayed=relayed,
+        shared_prefixes=not no_shared_prefixes,
         relaying=not no_relaying,
         state_dir=state_dir,
     )
     prepare_libraries(threads)
+    from swarmd.compute.quantize import check_quantization
     from swarmd.node.device import check_device
 
     check_device(device)
+    check_quantization(quantization, device)
     run(_serve(config))
 
 

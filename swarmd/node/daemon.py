@@ -32,7 +32,6 @@ import torch
 from swarmd.blocks import Span
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.engine import Engine
-from swarmd.compute.memory import MemoryPlan
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.compute.source import resolve_model
 from swarmd.compute.throughput import measured_or_cached
@@ -44,15 +43,11 @@ from swarmd.errors import PortInUse, SwarmdError, UsageError
 from swarmd.identity import Identity, PeerId
 from swarmd.node.announced import Announced
 from swarmd.node.announcer import Announcer
+from swarmd.node.dtype_choice import choose_dtype, measured_dtype
 from swarmd.node.joining import Claims, block_count, choose_blocks
 from swarmd.node.limits import SessionLimits
 from swarmd.node.meeting import Meeting
-from swarmd.node.memory_probe import (
-    available_memory,
-    kv_bytes_per_token,
-    release_unused_memory,
-    use_one_arena,
-)
+from swarmd.node.memory_probe import memory_plan, release_unused_memory, use_one_arena
 from swarmd.node.reach import Reach
 from swarmd.node.reachability import DialBack
 from swarmd.node.sessions import SessionServer
@@ -63,7 +58,6 @@ from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
 from swarmd.wire.ping import ping
 from swarmd.wire.pool import Pool
-from swarmd.wire.tensors import ITEM_BYTES
 from swarmd.wire.transport import Door, Greeting, Listener, bind, listen, turn_away
 
 __all__ = ["Daemon"]
@@ -148,6 +142,7 @@ class Daemon:
                 )
                 await meeting.join(self.address)
                 self._check_stop()
+                announced.dtype = await self._dtype(directory, folder)
                 announced.span = await self._claim(directory, announcer, announced)
                 renewing = services.spawn(announcer.run(), name="announcer")
                 door = Door(identity, config.keys, config.allow)
@@ -163,13 +158,28 @@ class Daemon:
             lambda: resolve_model(self.config.model, span=span, progress=self._report)
         )
 
-    async def _blocks(self, folder: ModelFolder, span: Span) -> BlockSpan:
+    async def _dtype(self, directory: Directory, folder: ModelFolder) -> str:
+        config = self.config
+        if config.dtype != "auto":
+            return config.dtype
+        chosen = await choose_dtype(
+            lambda: directory.fetch(folder.model_id),
+            lambda: self._in_thread(
+                lambda: measured_dtype(folder, config.quantization, config.device)
+            ),
+            self.peer_id,
+        )
+        log.info("--dtype auto: %s, because %s", chosen.dtype, chosen.reason)
+        return chosen.dtype
+
+    async def _blocks(self, folder: ModelFolder, span: Span, dtype: str) -> BlockSpan:
         config = self.config
         return await self._in_thread(
             lambda: BlockSpan(
                 folder,
                 span,
-                dtype=config.dtype,
+                dtype=dtype,
+                quantization=config.quantization,
                 device=config.device,
                 progress=lambda done, total: self._report("loading blocks", done, total),
             )
@@ -212,11 +222,14 @@ class Daemon:
         if config.blocks.span is None:  # of a hub model, fetches what was chosen meanwhile
             folder = await self._folder(span)
         log.info("loading blocks %s of %s", span, folder.name)
-        blocks = await self._blocks(folder, span)
-        async with Engine(blocks, kv_tokens=config.kv_tokens) as engine:
+        blocks = await self._blocks(folder, span, announced.dtype)
+        async with Engine(
+            blocks, kv_tokens=config.kv_tokens, share_prefixes=config.shared_prefixes
+        ) as engine:
             announced.throughput = await engine.call(
                 lambda: measured_or_cached(blocks, str(folder.model_id), self.state.throughput_file)
             )
+            engine.reckon_with(announced.throughput.turn_cost(batched=blocks.batched))
             announced.engine = engine
             release_unused_memory()
             if not self._stop.is_set():
@@ -273,11 +286,16 @@ class Daemon:
                     await self._stop.wait()
             finally:
                 await self._drain(announcer, server, listener)
-                reach.end()
+                await reach.end()
 
     async def _drain(self, announcer: Announcer, server: SessionServer, listener: Listener) -> None:
         """Let sessions finish; limited in time, whatever the network does."""
         log.info("leaving: %d sessions are open", server.open_sessions)
+        if (shared := server.engine.prefixes) is not None and shared.asked:
+            log.info(
+                "shared beginnings: %d of %d tokens of prompts were known (%.0f %%)",
+                shared.found, shared.asked, 100 * shared.hit_rate,
+            )  # fmt: skip
         server.draining = True
         listener.close()
         with contextlib.suppress(TimeoutError):
@@ -336,13 +354,7 @@ class Daemon:
         if config.blocks.span is not None:
             await announcer.announce()
             return config.blocks.span
-        plan = MemoryPlan(
-            limit=config.memory or available_memory(config.device),
-            block_bytes=folder.block_parameters(0) * ITEM_BYTES[config.dtype],
-            kv_token_bytes=kv_bytes_per_token(folder.config, config.dtype),
-            kv_tokens=config.kv_tokens,
-            n_blocks=folder.n_blocks,
-        )
+        plan = memory_plan(config, folder, announced.dtype)
         count = block_count(config.blocks, plan)
         for line in plan.explain():
             log.info("%s", line)

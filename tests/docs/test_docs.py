@@ -198,10 +198,8 @@ def test_readme_names_only_options_that_exist() -> None:
         assert set(re.findall(r"--[a-z][a-z-]+", rest)) <= options(command), command
 
 
-def test_readme_names_the_families_that_are_tested() -> None:
-    text = section(README, "## Families that work")
-    (listed,) = [part for part in text.split("\n\n") if part.startswith("llama,")]
-    assert re.split(r",\s+", listed.strip()) == list(FAMILIES)
+def test_readme_counts_the_families_that_are_tested() -> None:
+    assert section(README, "## Families that work").strip().startswith(f"{len(FAMILIES)} families ")
 
 
 def test_readme_names_only_verbs_of_the_makefile() -> None:
