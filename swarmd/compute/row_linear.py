@@ -18,14 +18,18 @@ import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from swarmd.compute.fused_linears import FusedLinear, fuse_linears
+from swarmd.compute.second_thread import SecondThread
 
 __all__ = [
     "Kernel",
@@ -39,9 +43,23 @@ __all__ = [
 FEW_ROWS = 32
 """Up to so many rows numpy's product was the faster one where it is for one row (`bench.rows`)."""
 
+NEVER = FEW_ROWS + 1
+SPLITS = (1, 8)
+"""From how many rows on a product may be split between two threads, if at all."""
+WORTH = 0.9
+"""What share of its time a split product may take to be worth it."""
+
+TORCH_GAIN = 0.8
+"""What share of numpy's time torch's products must take to be chosen: with numpy's, the many small
+steps between the products are spared the waking of threads."""
+
 TRIALS = 3
 SAMPLE_BYTES = 64 << 20
 """Weights of a shape that a trial reads: more than processors cache, where there are so many."""
+
+
+Shape: TypeAlias = tuple[int, int]
+"""Outputs and inputs of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +71,47 @@ class Kernel:
 
 
 class RowLinear(nn.Linear):
-    """`nn.Linear` whose product with few rows is numpy's. Weights and parameters are the same."""
+    """`nn.Linear` whose product with few rows is numpy's. Weights and parameters are the same.
+
+    From `split_from` rows on, a second thread computes half of the outputs.
+    """
+
+    split_from = NEVER
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.numel() > FEW_ROWS * self.in_features:
             return super().forward(input)
-        product = input.numpy().reshape(-1, self.in_features) @ self.weight.numpy().T
+        rows, columns = input.numpy().reshape(-1, self.in_features), self.weight.numpy().T
+        product = rows @ columns if len(rows) < self.split_from else _by_halves(rows, columns)
         output = torch.from_numpy(product).view(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
 
 
-def linear_shapes(model: nn.Module) -> dict[tuple[int, int], list[nn.Linear]]:
+_second_thread = SecondThread()
+
+
+def _by_halves(
+    rows: npt.NDArray[np.float32], columns: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    product = np.empty((len(rows), columns.shape[1]), dtype=rows.dtype)
+    half = columns.shape[1] // 2
+    _second_thread.run(
+        lambda: np.matmul(rows, columns[:, :half], out=product[:, :half]),
+        lambda: np.matmul(rows, columns[:, half:], out=product[:, half:]),
+    )
+    return product
+
+
+def linear_shapes(model: nn.Module) -> dict[Shape, list[nn.Linear]]:
     """The plain linear layers on the CPU, by shape (outputs, inputs)."""
-    shapes: defaultdict[tuple[int, int], list[nn.Linear]] = defaultdict(list)
+    shapes: defaultdict[Shape, list[nn.Linear]] = defaultdict(list)
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.device.type == "cpu":
             shapes[module.out_features, module.in_features].append(module)
     return shapes
 
 
-def use_faster_rows(model: nn.Module) -> dict[tuple[int, int], Kernel]:
+def use_faster_rows(model: nn.Module) -> dict[Shape, Kernel]:
     """Give the model's linear layers the layout and the kernel that are fastest here.
 
     Returns what was chosen, by shape (outputs, inputs).
@@ -80,12 +119,14 @@ def use_faster_rows(model: nn.Module) -> dict[tuple[int, int], Kernel]:
     fuse_linears(model)
     shapes = linear_shapes(model)
     parts = [module for module in model.modules() if isinstance(module, FusedLinear)]
-    chosen = {}
     with torch.inference_mode():
+        chosen = _fastest(shapes)
         for shape, layers in shapes.items():
-            chosen[shape] = _fastest(layers)
+            split = _splits_from(layers, chosen[shape])
             for layer in layers:
                 _apply(chosen[shape], layer)
+                if isinstance(layer, RowLinear):
+                    layer.split_from = split
         copied = {
             id(layer.weight)
             for shape, layers in shapes.items()
@@ -159,11 +200,46 @@ def kernel_seconds(layers: Sequence[nn.Linear], rows: int = 1) -> dict[Kernel, l
     return seconds
 
 
-def _fastest(layers: Sequence[nn.Linear]) -> Kernel:
-    """The kernel that is fastest for one row; what it takes for eight counts as well, by a fourth,
-    since sessions run together."""
-    one, eight = kernel_seconds(layers), kernel_seconds(layers, 8)
-    return min(one, key=lambda k: statistics.median(one[k]) + statistics.median(eight[k]) / 4)
+def _fastest(shapes: Mapping[Shape, Sequence[nn.Linear]]) -> dict[Shape, Kernel]:
+    """The layout of each shape, and one library for all, that are fastest for one row; what they
+    take for eight counts as well, by a fourth, since sessions run together.
+
+    It is numpy for all shapes or for none, since it wants torch to keep to one thread meanwhile.
+    """
+    best: dict[bool, dict[Shape, Kernel]] = {False: {}, True: {}}
+    total = {False: 0.0, True: 0.0}
+    for shape, layers in shapes.items():
+        one, eight = kernel_seconds(layers), kernel_seconds(layers, 8)
+        seconds = {k: statistics.median(one[k]) + statistics.median(eight[k]) / 4 for k in one}
+        for by_numpy in {kernel.by_numpy for kernel in seconds}:
+            of_it = [kernel for kernel in seconds if kernel.by_numpy is by_numpy]
+            best[by_numpy][shape] = min(of_it, key=seconds.__getitem__)
+            total[by_numpy] += len(layers) * seconds[best[by_numpy][shape]]
+    numpy_has_all = len(best[True]) == len(shapes)
+    return best[numpy_has_all and total[True] * TORCH_GAIN < total[False]]
+
+
+def _splits_from(layers: Sequence[nn.Linear], kernel: Kernel) -> int:
+    """From how many rows on it is worth while to split the product; `NEVER` where this process is
+    to use one thread."""
+    if not kernel.by_numpy or torch.get_num_threads() == 1:
+        return NEVER
+    weight = layers[0].weight
+    sample = layers[: max(1, SAMPLE_BYTES // (weight.numel() * weight.element_size()))]
+    bare = [_bare(kernel, _laid_out(of.weight, by_columns=kernel.by_columns)) for of in sample]
+    for split in SPLITS:
+        row = torch.ones(1, split, layers[0].in_features, dtype=weight.dtype)
+        seconds: dict[int, list[float]] = {NEVER: [], split: []}
+        for _, (split_from, times) in itertools.product(range(TRIALS), seconds.items()):
+            for layer in bare:
+                layer.split_from = split_from  # type: ignore[assignment]
+            began = time.perf_counter()
+            for layer in bare:
+                layer(row)
+            times.append(time.perf_counter() - began)
+        if statistics.median(seconds[split]) < WORTH * statistics.median(seconds[NEVER]):
+            return split
+    return NEVER
 
 
 def _laid_out(weight: torch.Tensor, *, by_columns: bool) -> torch.Tensor:

@@ -28,7 +28,7 @@ def model(*, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Sequen
 
 
 def choose(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_linear, "_fastest", lambda layers: kernel)
+    monkeypatch.setattr(row_linear, "_fastest", lambda shapes: dict.fromkeys(shapes, kernel))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -50,6 +50,19 @@ def test_products_weights_and_names_stay(
     hidden = torch.randn(1, rows, 24)
     with torch.inference_mode():
         torch.testing.assert_close(fast(hidden), plain(hidden), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("by_numpy", "by_torch"), [(1.0, 1.0), (1.2, 1.0), (1.0, 0.7)])
+def test_numpy_has_all_shapes_or_none(
+    by_numpy: float, by_torch: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(layers: list[nn.Linear], rows: int = 1) -> dict[Kernel, list[float]]:
+        odd = 0.9 if layers[0].in_features == 24 else 1.0  # torch is faster for this shape alone
+        return {k: [by_numpy if k.by_numpy else odd * by_torch] for k in KERNELS}
+
+    monkeypatch.setattr(row_linear, "kernel_seconds", seconds)
+    chosen = use_faster_rows(model())
+    assert {kernel.by_numpy for kernel in chosen.values()} == {by_torch == 1.0}
 
 
 def test_a_tied_weight_stays_tied(monkeypatch: pytest.MonkeyPatch) -> None:
