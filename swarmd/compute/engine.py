@@ -21,6 +21,7 @@ import torch
 
 from swarmd.blocks import Span
 from swarmd.compute.block_span import BlockSpan
+from swarmd.compute.gathering import Gathering
 from swarmd.compute.kv_arena import KvArena
 from swarmd.compute.kv_cache import KvBudget, SessionCache
 from swarmd.compute.pages import PAGE_TOKENS
@@ -97,6 +98,7 @@ class Engine:
         self._scheduler = scheduler or Scheduler()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[int, _Job] = {}
+        self._gathering = Gathering()
         self._keys = itertools.count()
         self._pending = 0
         self._stalled_until: float | None = None
@@ -142,7 +144,12 @@ class Engine:
 
     def close(self, session: EngineSession) -> None:
         """Free a session's cache as soon as the running turn is over."""
-        self._inbox.put(session.cache.close)
+
+        def close() -> None:
+            session.cache.close()
+            self._gathering.forget(id(session))
+
+        self._inbox.put(close)
 
     async def step(
         self,
@@ -194,7 +201,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             try:
-                if not self._take_messages():
+                if not self._take_messages() or not self._gather():
                     return
                 self._turn()
                 self._deliver()
@@ -220,6 +227,23 @@ class Engine:
                 self._deliver()
                 block = len(self._scheduler) == 0
                 wait = None
+        return True
+
+    def _gather(self) -> bool:
+        """Wait a moment for those whose next step is due (see `gathering`). False: end."""
+        while self.blocks.batched and len(self._scheduler):
+            now = time.monotonic()
+            until = self._gathering.until(now)
+            if until is None:
+                break
+            try:
+                message = self._inbox.get(timeout=until - now)
+            except queue.Empty:
+                break
+            if message is None:
+                return False
+            message()
+            self._deliver()
         return True
 
     def _turn(self) -> None:
@@ -286,6 +310,8 @@ class Engine:
             self._fail(job, InternalError(f"{type(error).__name__} in a block"))
             return
         spent = time.monotonic() - began
+        if all(tokens <= self._scheduler.decode_tokens for _, tokens in running):
+            self._gathering.ran(spent)
         total = sum(tokens for _, tokens in running)
         for (job, tokens), output in zip(running, outputs, strict=True):
             job.outputs.append(output)
@@ -327,17 +353,20 @@ class Engine:
     def _add(self, job: _Job) -> None:
         self._jobs[job.work.key] = job
         self._scheduler.add(job.work)
+        self._gathering.arrived(job.work.session, job.submitted)
 
     def _forget(self, key: int) -> None:
         self._scheduler.remove(key)
-        self._jobs.pop(key, None)
+        if (job := self._jobs.pop(key, None)) is not None:
+            self._gathering.finished(job.work.session, time.monotonic())
 
     def _finish(self, key: int, error: SwarmdError | None) -> None:
-        job = self._jobs.pop(key)
+        job, now = self._jobs.pop(key), time.monotonic()
+        self._gathering.finished(job.work.session, now)
         if error is not None:
             self._reply(job.future.set_exception, job.future, error)
             return
-        total = time.monotonic() - job.submitted
+        total = now - job.submitted
         result = StepResult(job.output, max(0.0, total - job.compute_seconds), job.compute_seconds)
         self._reply(job.future.set_result, job.future, result)
 

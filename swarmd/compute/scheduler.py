@@ -26,12 +26,18 @@ from dataclasses import dataclass, field
 from swarmd.compute.fair_queue import FairQueue
 from swarmd.compute.turn_cost import TurnCost
 
-__all__ = ["STRETCH", "Refused", "Scheduler", "Turn", "Work"]
+__all__ = ["CHUNK_TOKENS", "MAX_ROWS", "STRETCH", "Refused", "Scheduler", "Turn", "Work"]
 
 READING_SECONDS = 1.0
 """So long after its last decode step a client counts as one that reads along."""
 
-STRETCH = 2.0
+CHUNK_TOKENS = 256
+"""The longest piece of a long step."""
+
+MAX_ROWS = 64
+"""The most tokens of decode steps in a turn."""
+
+STRETCH = 1.9
 """By how much what rides along may make the turns of those who read along longer."""
 
 SMALLEST_PIECE = 8
@@ -96,9 +102,9 @@ class Scheduler:
     def __init__(
         self,
         *,
-        chunk_tokens: int = 256,
+        chunk_tokens: int = CHUNK_TOKENS,
         decode_tokens: int = 8,
-        max_rows: int = 64,
+        max_rows: int = MAX_ROWS,
         cost: TurnCost | None = None,
     ) -> None:
         if not 0 < decode_tokens <= min(chunk_tokens, max_rows):

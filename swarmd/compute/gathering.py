@@ -1,0 +1,77 @@
+"""How long a turn waits for the steps of those who are about to ask for their next token. Pure.
+
+A turn of many rows takes little longer than one of few. Clients that decode side by side send their
+next step a moment after their last output; a turn that starts with the first of them leaves the
+others to the next turn, and from then on each takes part in every second turn only. So a turn waits
+for a session whose step is due: by how long the session took the last time, if that is short beside
+a turn. Who lives far away, or pauses, is not waited for.
+
+| event | of a session | then |
+|---|---|---|
+| `arrived` | at rest | busy; the time since its last output is its *pause* |
+| `finished` | busy with one step | at rest, its output is given now |
+| `finished`, `arrived` | busy with several | stays busy: it is never waited for |
+| `forget` | any | unknown |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+__all__ = ["Gathering"]
+
+PATIENCE = 0.25
+"""The longest wait, as a share of the last decode turn's time: what waiting may cost at worst."""
+SLACK = 1.5
+"""By how much of its last pause a session may be late; seconds of `LEAST` are always granted."""
+LEAST = 0.0005
+
+
+@dataclass(slots=True)
+class _Session:
+    steps: int = 0
+    rested_at: float | None = None
+    pause: float | None = None
+
+
+class Gathering:
+    """Times are seconds of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[Hashable, _Session] = {}
+        self._patience = 0.0
+
+    def arrived(self, session: Hashable, now: float) -> None:
+        """A step of the session came at `now`."""
+        known = self._sessions.setdefault(session, _Session())
+        known.steps += 1
+        if known.rested_at is not None:
+            known.pause = max(0.0, now - known.rested_at)
+            known.rested_at = None
+
+    def finished(self, session: Hashable, now: float) -> None:
+        """A step of the session was answered, refused or cancelled."""
+        known = self._sessions.get(session)
+        if known is None or known.steps == 0:
+            return
+        known.steps -= 1
+        known.rested_at = now if known.steps == 0 else None
+
+    def ran(self, seconds: float) -> None:
+        """A turn of decode steps only took so long."""
+        self._patience = PATIENCE * seconds
+
+    def forget(self, session: Hashable) -> None:
+        """The session is closed."""
+        self._sessions.pop(session, None)
+
+    def until(self, now: float) -> float | None:
+        """When to wait no longer for those who are due; None if nobody is."""
+        due = [at for known in self._sessions.values() if (at := self._due(known)) > now]
+        return max(due, default=None)
+
+    def _due(self, known: _Session) -> float:
+        if known.rested_at is None or known.pause is None or known.pause > self._patience:
+            return 0.0
+        return known.rested_at + min(self._patience, SLACK * known.pause + LEAST)

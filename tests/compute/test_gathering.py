@@ -1,0 +1,84 @@
+"""For whom a turn waits, and for how long."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmd.compute.gathering import LEAST, PATIENCE, SLACK, Gathering
+
+
+def decoding(*pauses: float, turn: float = 0.08) -> Gathering:
+    """Sessions 0, 1, ... that were answered at 10 s, and paused so long before their last step."""
+    gathering = Gathering()
+    for session, pause in enumerate(pauses):
+        gathering.arrived(session, 0.0)
+        gathering.finished(session, 1.0)
+        gathering.arrived(session, 1.0 + pause)
+        gathering.finished(session, 10.0)
+    gathering.ran(turn)
+    return gathering
+
+
+def test_who_is_due_is_waited_for_as_long_as_it_may_take() -> None:
+    gathering = decoding(0.002, 0.004)
+    assert gathering.until(10.0) == pytest.approx(10.0 + SLACK * 0.004 + LEAST)
+    gathering.arrived(1, 10.001)
+    assert gathering.until(10.002) == pytest.approx(10.0 + SLACK * 0.002 + LEAST)
+    gathering.arrived(0, 10.002)
+    assert gathering.until(10.002) is None
+
+
+def test_who_is_late_is_waited_for_no_longer() -> None:
+    assert decoding(0.002).until(10.0 + SLACK * 0.002 + 2 * LEAST) is None
+
+
+def test_who_lives_far_away_is_not_waited_for() -> None:
+    gathering = decoding(PATIENCE * 0.08 + 0.001)
+    assert gathering.until(10.0) is None
+    gathering.ran(0.2)  # a longer turn has more patience
+    assert gathering.until(10.0) is not None
+
+
+def test_who_is_new_closed_or_busy_is_not_waited_for() -> None:
+    gathering = decoding(0.001, 0.001)
+    gathering.forget(0)
+    gathering.arrived(1, 10.0)
+    gathering.arrived(1, 10.0)  # a second step beside the first
+    gathering.finished(1, 10.001)
+    gathering.arrived("new", 10.0)
+    gathering.finished("new", 10.001)  # its pause is not known yet
+    assert gathering.until(10.001) is None
+    gathering.finished(1, 10.002)
+    assert gathering.until(10.002) is not None
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["arrived", "finished", "forget", "ran"]), st.integers(0, 3),
+              st.floats(0, 0.1)),
+    max_size=60,
+)  # fmt: skip
+
+
+@given(EVENTS)
+def test_nobody_is_waited_for_longer_than_a_share_of_a_turn(
+    events: list[tuple[str, int, float]],
+) -> None:
+    gathering, now, patience, steps = Gathering(), 1.0, 0.0, dict.fromkeys(range(4), 0)
+    for kind, session, seconds in events:
+        if kind == "ran":
+            gathering.ran(seconds)
+            patience = PATIENCE * seconds
+        else:
+            now += seconds
+            if kind == "forget":
+                gathering.forget(session)
+                steps[session] = 0
+            else:
+                getattr(gathering, kind)(session, now)
+                steps[session] = max(0, steps[session] + (1 if kind == "arrived" else -1))
+        until = gathering.until(now)
+        assert until is None or now < until <= now + patience
+        if all(steps.values()):
+            assert until is None, "all have a step already"
