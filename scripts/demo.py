@@ -23,7 +23,7 @@ from typing import Any
 
 SWARMD = [sys.executable, "-m", "swarmd"]
 NODES = 4
-MEMORY = "340MB"  # room for 15 of the 30 blocks with their attention cache
+MEMORY = "380MB"  # room for 15 of the 30 blocks with their attention cache
 PROMPT = "Explain in three sentences why the sky is blue."
 NEW_TOKENS = 96
 KILL_AFTER_CHARACTERS = 120

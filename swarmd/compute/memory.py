@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["MemoryPlan"]
 
-WORKSPACE_BYTES = 32 << 20
-"""Activations of one turn of the engine and the allocator's slack."""
+WORKSPACE_BYTES = 16 << 20
+"""The allocator's slack, and small things."""
 
 
 @dataclass(frozen=True, slots=True)

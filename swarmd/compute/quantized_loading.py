@@ -3,19 +3,17 @@ span in the dtype."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
-import torch
 from transformers import PreTrainedModel
 
 from swarmd.blocks import Span
-from swarmd.compute.cut_model import cut_class, joined, parse_config
-from swarmd.compute.quantize import part_bytes, quantize_layers
+from swarmd.compute.block_sizes import block_bytes
+from swarmd.compute.cut_model import joined, parse_config
+from swarmd.compute.quantize import quantize_layers
 from swarmd.compute.weights import BlockProgress, WeightFolder, load_part
-from swarmd.wire.tensors import ITEM_BYTES
 
-__all__ = ["block_bytes", "load_quantized", "loading_bytes"]
+__all__ = ["load_quantized", "loading_bytes"]
 
 PART_BYTES = 128 << 20
 """Weights in the dtype that are in memory at a time, or one block where that is larger."""
@@ -31,7 +29,7 @@ def load_quantized(
     progress: BlockProgress | None = None,
 ) -> PreTrainedModel:
     """As :func:`load_part`, with the linear layers of the blocks quantized (`int8`, `int4`)."""
-    step = max(1, PART_BYTES // block_bytes(folder, dtype, "none"))
+    step = max(1, PART_BYTES // block_bytes(folder.config, dtype))
 
     def parts() -> Iterator[PreTrainedModel]:
         for start in range(span.start, span.end, step):
@@ -48,16 +46,8 @@ def load_quantized(
     return joined(parts(), parse_config(folder.config), span)
 
 
-def block_bytes(folder: WeightFolder, dtype: str, quantization: str) -> int:
-    """Bytes of the first block's weights in memory, by its shapes alone; nothing is read."""
-    config = parse_config(folder.config)
-    with torch.device("meta"):
-        model = cut_class(config, Span(0, 1))(copy.deepcopy(config))
-    return part_bytes(model, quantization, ITEM_BYTES[dtype])
-
-
 def loading_bytes(folder: WeightFolder, dtype: str) -> int:
     """Bytes that :func:`load_quantized` needs beside the quantized weights while it loads: a part
     in the dtype, and its largest layer in float32 twice over; a block is more than that."""
-    block = block_bytes(folder, dtype, "none")
+    block = block_bytes(folder.config, dtype)
     return max(PART_BYTES, block) + 2 * block

@@ -10,11 +10,13 @@ from typing import Any
 import psutil
 import torch
 
+from swarmd.compute.block_sizes import activation_bytes, block_bytes
 from swarmd.compute.dry_run import stored_shapes
 from swarmd.compute.memory import WORKSPACE_BYTES, MemoryPlan
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.compute.pages import PAGE_TOKENS, pages_for
-from swarmd.compute.quantized_loading import block_bytes, loading_bytes
+from swarmd.compute.quantized_loading import loading_bytes
+from swarmd.compute.scheduler import CHUNK_TOKENS, MAX_ROWS
 from swarmd.config import DaemonConfig
 from swarmd.wire.tensors import ITEM_BYTES
 
@@ -49,15 +51,16 @@ def kv_bytes_per_token(raw_config: dict[str, Any], dtype: str) -> int:
 def memory_plan(config: DaemonConfig, folder: ModelFolder, dtype: str) -> MemoryPlan:
     """What fits into this node's memory. Quantized weights are counted as they end up; what their
     loading takes beside them for a while is part of the workspace."""
-    weights = folder.block_parameters(0) * ITEM_BYTES[dtype]
-    workspace = WORKSPACE_BYTES
+    visible = min(config.kv_tokens, folder.max_positions)
+    workspace = WORKSPACE_BYTES + activation_bytes(
+        folder.config, dtype, CHUNK_TOKENS + MAX_ROWS, visible
+    )
     if config.quantization != "none":
-        weights = block_bytes(folder, dtype, config.quantization)
         workspace += loading_bytes(folder, dtype)
     tokens = pages_for(config.kv_tokens) * PAGE_TOKENS
     return MemoryPlan(
         limit=config.memory or available_memory(config.device),
-        block_bytes=weights,
+        block_bytes=block_bytes(folder.config, dtype, config.quantization),
         kv_token_bytes=kv_bytes_per_token(folder.config, dtype),
         kv_tokens=tokens,
         n_blocks=folder.n_blocks,

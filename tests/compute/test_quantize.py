@@ -10,6 +10,7 @@ from torch import nn
 
 from swarmd.blocks import Span
 from swarmd.compute import quantized_loading
+from swarmd.compute.block_sizes import block_bytes
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.cut_model import joined, layer_stack, parse_config
 from swarmd.compute.model_folder import ModelFolder, open_folder
@@ -22,7 +23,6 @@ from swarmd.compute.quantize import (
     quantizable,
     quantize_layers,
 )
-from swarmd.compute.quantized_loading import block_bytes
 from swarmd.compute.sole_session import SoleSession
 from swarmd.compute.weights import load_part, torch_dtype
 from swarmd.config import DaemonConfig
@@ -163,8 +163,8 @@ def test_a_span_is_smaller_and_near_to_the_original(
     plain = BlockSpan(folder, WHOLE, dtype=dtype)
     small = BlockSpan(folder, WHOLE, dtype=dtype, quantization=kind)
     before, after = weight_bytes(plain._model), weight_bytes(small._model)
-    assert N_BLOCKS * block_bytes(folder, dtype, "none") == pytest.approx(before, rel=0.01)
-    assert N_BLOCKS * block_bytes(folder, dtype, kind) == pytest.approx(after, rel=0.01)
+    assert N_BLOCKS * block_bytes(folder.config, dtype) == pytest.approx(before, rel=0.01)
+    assert N_BLOCKS * block_bytes(folder.config, dtype, kind) == pytest.approx(after, rel=0.01)
     assert after < before * {"float32": 0.4, "bfloat16": 0.65}[dtype]
     for span in (WHOLE, Span(2, 4)):
         a, b = outputs(plain, span), outputs(small, span)

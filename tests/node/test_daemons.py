@@ -19,7 +19,7 @@ pytestmark = pytest.mark.no_leak_check
 
 PROMPT = "Once upon a time, in a village by the sea, there lived"
 NEW_TOKENS = 64
-MEMORY = ("--memory", "340MB")
+MEMORY = ("--memory", "380MB")
 
 
 def peers(running: Swarm) -> dict[str, Any]:
