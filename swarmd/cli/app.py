@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": ("swarmd.cli.serve", "Hold blocks of a model and serve them to the swarm."),
     "generate": ("swarmd.cli.generate", "Generate text with a model that the swarm serves."),
     "peers": ("swarmd.cli.peers", "Show who holds which blocks."),
+    "route": ("swarmd.cli.route", "Show the chain that an answer would take, and why."),
     "invite": ("swarmd.cli.invite", "Print an invite by which another machine joins."),
     "key": ("swarmd.cli.key", "Make, show and change the key of a private swarm."),
     "convert": ("swarmd.cli.convert", "Make a swarmd model folder, one file a block."),

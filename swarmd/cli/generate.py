@@ -20,6 +20,7 @@ from swarmd.cli.options import (
     log_options,
     model_option,
     peer_option,
+    quantization_option,
     state_option,
     swarm_options,
 )
@@ -27,7 +28,6 @@ from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logg
 from swarmd.errors import UsageError
 from swarmd.invite import Invite
 from swarmd.peers import Address
-from swarmd.routing.query import CHAIN_QUANTIZATIONS
 from swarmd.state import StateFolder
 
 __all__ = ["command"]
@@ -85,14 +85,7 @@ class _Request:
     help="Let other peers run this share of each hop's outputs again; a liar is left out, and the "
     "answer is redone from its first wrong output.",
 )
-@click.option(
-    "--quantization",
-    type=click.Choice(CHAIN_QUANTIZATIONS),
-    default="auto",
-    show_default=True,
-    help="Peers to use, by their weights: all of one kind (auto mixes kinds if there is no other "
-    "way, one never does), any, or the named kind only.",
-)
+@quantization_option
 @click.option(
     "--known",
     is_flag=True,
@@ -181,6 +174,7 @@ async def _generate(request: _Request, sampling: Any) -> None:
     from swarmd.client.spot_checks import CheckConfig
     from swarmd.client.swarm import SwarmClient, choose_chain
     from swarmd.client.text import StopWatch
+    from swarmd.routing.price import Price, chain_price
 
     StopWatch(request.stops)  # refuses an empty one before anything is loaded
     evidence = EvidenceFile(StateFolder(request.state_dir).evidence_file)
@@ -252,6 +246,7 @@ async def _generate(request: _Request, sampling: Any) -> None:
                 times=times,
                 stopped=lambda: answer.stopped,
             )
+            predicted = sum(chain_price(session.chain, router.costs), Price()).seconds
             ready = time.perf_counter()
             async for event in events:
                 if isinstance(event, Withdrawn):
@@ -261,7 +256,10 @@ async def _generate(request: _Request, sampling: Any) -> None:
                 else:
                     give_out(answer.push(event))
             give_out(answer.finish())
-        _report(request, session, times, prompt_ids, answer.token_ids, answer.text, ready - STARTED)
+        _report(
+            request, session, times, prompt_ids, answer.token_ids, answer.text, ready - STARTED,
+            predicted,
+        )  # fmt: skip
 
 
 def _note_withdrawn(kept: int, wrong: str, reason: str) -> None:
@@ -282,6 +280,7 @@ def _report(
     new_ids: list[int],
     text: str,
     start_up: float,
+    predicted: float,
 ) -> None:
     recoveries = session.statistics.recoveries
     if request.as_json:
@@ -317,6 +316,7 @@ def _report(
                     "verification": _verification(session, request.verify),
                     "chain": {
                         "decode_steps": session.statistics.decode_steps,
+                        "predicted_step_seconds": round(predicted, 5),
                         "decode_seconds": round(session.statistics.decode_seconds, 5),
                         "compute_seconds": round(session.statistics.compute_seconds, 5),
                         "queue_seconds": round(session.statistics.queue_seconds, 5),
@@ -330,6 +330,11 @@ def _report(
     click.echo()
     line = f"{len(new_ids)} tokens, {times.tokens_per_second:.1f} tokens/s"
     line += f", first after {start_up + times.first_token:.1f} s"
+    if steps := session.statistics.decode_steps:
+        measured = session.statistics.decode_seconds / steps
+        line += (
+            f"; through the chain {1e3 * measured:.1f} ms a step ({1e3 * predicted:.1f} predicted)"
+        )
     if recoveries:
         stall = max(times.tokens, default=0.0)
         line += (

@@ -13,6 +13,7 @@ from swarmd.errors import UsageError
 from swarmd.identity import PeerId
 from swarmd.invite import PREFIX, Invite
 from swarmd.peers import Address, parse_address
+from swarmd.routing.query import CHAIN_QUANTIZATIONS
 
 __all__ = [
     "allow_option",
@@ -20,6 +21,7 @@ __all__ = [
     "log_options",
     "model_option",
     "peer_option",
+    "quantization_option",
     "state_option",
     "swarm_key_option",
     "swarm_options",
@@ -65,6 +67,17 @@ def peer_option(command: F) -> F:
         callback=_nodes,
         help="A node of the swarm, or an invite; may be given several times. "
         "[default: nodes remembered on this machine, then those of the local network]",
+    )(command)
+
+
+def quantization_option(command: F) -> F:
+    return click.option(
+        "--quantization",
+        type=click.Choice(CHAIN_QUANTIZATIONS),
+        default="auto",
+        show_default=True,
+        help="Peers to use, by their weights: all of one kind (auto mixes kinds if there is no "
+        "other way, one never does), any, or the named kind only.",
     )(command)
 
 

@@ -11,7 +11,7 @@ import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarmd.blocks import Span
 from swarmd.clock import Clock, SystemClock
@@ -25,6 +25,7 @@ from swarmd.errors import (
 )
 from swarmd.identity import PeerId
 from swarmd.peers import QUANTIZATIONS, Arithmetic, ModelId, PeerInfo
+from swarmd.routing.candidates import Candidate, candidates
 from swarmd.routing.chain import Chain
 from swarmd.routing.cost import CostModel, Costs, Measurements
 from swarmd.routing.dijkstra import best_chain, find_chain
@@ -152,20 +153,39 @@ class Router:
         Never takes peers of `without`; takes banned ones only if they are `pardoned`. Raises
         NoRoute.
         """
+        query = self._query(span or Span(0, self.view.n_blocks), kv_needed)
+        query = replace(query, banned=(query.banned - pardoned) | without, rng=self._rng)
+        return self._search(query, arithmetic, mixed)
+
+    def candidates(
+        self, *, tokens: int = 1, kv_needed: int = 0, mixed: bool | None = None
+    ) -> list[Candidate]:
+        """The chain over all blocks that is best for `tokens` positions at a time, without jitter,
+        and those that it is chosen over. Raises NoRoute."""
+        query = replace(self._query(Span(0, self.view.n_blocks), kv_needed), tokens=tokens)
+        return candidates(lambda one: self._search(one, None, mixed), self.costs, query)
+
+    @property
+    def costs(self) -> Costs:
+        """Prices by what was measured so far."""
+        return Costs(self._cost_model, self._measurements())
+
+    def _query(self, span: Span, kv_needed: int) -> RouteQuery:
         now = self.clock.monotonic()
-        span = span or Span(0, self.view.n_blocks)
-        mixed = mixings(self.quantization)[0] if mixed is None else mixed
-        query = RouteQuery(
+        return RouteQuery(
             start=span.start,
             end=span.end,
-            banned=(self.health.banned(now) - pardoned) | without,
+            banned=self.health.banned(now),
             avoid=self.health.avoid(now),
             kv_needed=kv_needed,
-            rng=self._rng,
             wall=self.clock.wall(),
         )
-        costs = Costs(self._cost_model, self._measurements())
-        view = self.view
+
+    def _search(
+        self, query: RouteQuery, arithmetic: Arithmetic | None, mixed: bool | None
+    ) -> Chain:
+        mixed = mixings(self.quantization)[0] if mixed is None else mixed
+        costs, view = self.costs, self.view
         if self.quantization in QUANTIZATIONS:
             view = view.with_quantization(self.quantization)
         try:

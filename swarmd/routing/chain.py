@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
-from itertools import pairwise
 
 from swarmd.blocks import Span
 from swarmd.errors import NoRoute
 from swarmd.identity import PeerId
 from swarmd.peers import PeerInfo
-from swarmd.routing.cost import Costs, Mode
 from swarmd.routing.view import View
 
-__all__ = ["Chain", "Hop", "chain_cost", "no_route"]
+__all__ = ["Chain", "Hop", "no_route"]
 
 _MOST_NAMED = 4  # ranges that a message lists before it ends in "..."
 
@@ -36,7 +34,8 @@ class Chain:
     """Hops that join without gap or overlap, never two neighbours on one peer.
 
     `cost` is in seconds and is what the search minimised: with the penalties of
-    :meth:`Costs.admit` and the jitter of that search. :func:`chain_cost` gives it without jitter.
+    :meth:`Costs.admit` and the jitter of that search; :func:`swarmd.routing.price.chain_price`
+    gives it item by item, without jitter.
     """
 
     hops: tuple[Hop, ...]
@@ -60,40 +59,6 @@ class Chain:
     def describe(self) -> str:
         """For people: `0:15 via 7f3a12cd 15:30 via c19e04b7`."""
         return " ".join(map(str, self.hops))
-
-
-def chain_cost(
-    hops: Sequence[Hop],
-    costs: Costs,
-    *,
-    avoid: Set[PeerId] = frozenset(),
-    previous: PeerInfo | None = None,
-    next: PeerInfo | None = None,
-    tokens: int = 1,
-    kv_needed: int = 0,
-    mode: Mode = "hub",
-) -> float:
-    """The price in seconds of given hops, without jitter, as the search reckons it.
-
-    In a ring `previous` and `next` are the hops around a replacement; None is the client.
-    """
-    first, last = hops[0].peer, hops[-1].peer
-    ring = mode == "ring"
-    total = (
-        costs.ring_hop(previous, first.peer_id, tokens)
-        if ring and previous is not None
-        else costs.enter(first.peer_id, tokens)
-    )
-    for source, target in pairwise(hops):
-        total += costs.hop(source.peer, target.peer, tokens=tokens, mode=mode)
-    for hop in hops:
-        total += costs.admit(hop.peer, kv_needed, avoided=hop.peer.peer_id in avoid)
-        total += costs.run(hop.peer, len(hop.span), tokens)
-    return total + (
-        costs.ring_hop(last, next.peer_id, tokens)
-        if ring and next is not None
-        else costs.leave(last.peer_id, tokens)
-    )
 
 
 def no_route(

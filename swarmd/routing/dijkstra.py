@@ -28,8 +28,9 @@ one hop. Equal costs fall to the lower PeerId.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from swarmd.blocks import Span, coverage, holes
 from swarmd.errors import NoRoute
@@ -72,13 +73,25 @@ def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Cha
     factors = {peer.peer_id: costs.jitter(query.rng) for peer in view.routable}
     ring, tokens = query.mode == "ring", query.tokens
     before = view.get(query.previous) if query.previous is not None else None
-    graph = _Graph(wanted, peers, ring)
-    index = {peer.peer_id: i for i, peer in enumerate(peers)}
-    for i, peer in enumerate(peers):
+    admits = [
+        costs.admit(peer, query.kv_needed, avoided=peer.peer_id in query.avoid) for peer in peers
+    ]
+    index = {peer.peer_id: i for i, peer in enumerate(peers)} if ring else {}
+
+    def pairs(i: int) -> dict[int, float]:
+        found = {}
+        for target in peers[i].rtts:
+            j = index.get(target, i)
+            if j != i:
+                hop = costs.ring_hop(peers[i], target, tokens)
+                found[j] = factors[target] * (admits[j] + hop)
+        return found
+
+    graph = _Graph(wanted, peers, pairs if ring else None)
+    for peer, admit in zip(peers, admits, strict=True):
         own, f = peer.peer_id, factors[peer.peer_id]
-        admit = costs.admit(peer, query.kv_needed, avoided=own in query.avoid)
-        from_client = f * (admit + costs.enter(own, tokens))
-        to_client = f * costs.leave(own, tokens)
+        way = costs.enter(own, tokens)
+        from_client, to_client = f * (admit + way), f * way
         graph.step.append(f * costs.run(peer, 1, tokens))
         graph.leave.append(to_client)
         graph.enter.append(f * (admit + costs.ring_hop(None, own, tokens)) if ring else from_client)
@@ -92,13 +105,6 @@ def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Cha
             if ring and query.next is not None
             else to_client
         )
-        graph.pairs.append({})
-        for target in peer.rtts if ring else ():
-            j = index.get(target, i)
-            if j != i:
-                admit = costs.admit(peers[j], query.kv_needed, avoided=target in query.avoid)
-                hop = costs.ring_hop(peer, target, tokens)
-                graph.pairs[i][j] = factors[target] * (admit + hop)
     return _dijkstra(graph)
 
 
@@ -137,43 +143,48 @@ def best_chain(
 
 @dataclass(slots=True)
 class _Graph:
-    """Prices in seconds by the index of a peer; `pairs[p][q]` where p announces its trip to q."""
+    """Prices in seconds by the index of a peer. In a ring, `pairs(p)[q]` is the price of a hop to
+    q where p announces its trip to q."""
 
     span: Span
     peers: list[PeerInfo]
-    ring: bool
+    pairs: Callable[[int], dict[int, float]] | None
     first: list[float] = field(default_factory=list)  # into q at the start of the range
     enter: list[float] = field(default_factory=list)  # into q from a hop that announces nothing
     step: list[float] = field(default_factory=list)  # one block
     leave: list[float] = field(default_factory=list)  # hub: back to the client
     last: list[float] = field(default_factory=list)  # out of the range
-    pairs: list[dict[int, float]] = field(default_factory=list)
 
 
 def _dijkstra(graph: _Graph) -> Chain:
-    """Shortest path; boundaries are counted from the start of the range, 0 to `length`."""
+    """Shortest path; boundaries are counted from the start of the range, 0 to `length`.
+
+    The loops are written out where a large swarm spends its time (`bench/routing.py`).
+    """
     length, n = len(graph.span), len(graph.peers)
     width = length + 1
     low = [max(peer.span.start - graph.span.start, 0) for peer in graph.peers]
     high = [min(peer.span.end - graph.span.start, length) for peer in graph.peers]
-    step, enter, leave = graph.step, graph.enter, graph.leave
-    # At each boundary, who holds the block behind it; in a ring, who has not been entered yet.
-    waiting = [[q for q in range(n) if low[q] <= b < high[q]] for b in range(length)]
+    step, leave = graph.step, graph.leave
+    ways_in = [enter + run for enter, run in zip(graph.enter, step, strict=True)]
 
     # Node p * width + b is (p, b); behind those come the boundaries of a hub, then the goal.
     boundary, goal = n * width, (n + 1) * width
+    # At each boundary, who holds the block behind it: the node after that block, and the peer.
+    # In a ring those are struck off who have been entered.
+    waiting: list[list[tuple[int, int]]] = [[] for _ in range(length)]
+    for q in range(n):
+        for b in range(low[q], high[q]):
+            waiting[b].append((q * width + b + 1, q))
+    announced: dict[int, dict[int, float]] = {}  # ring: from p into q, and q's first block
+
     distance = [math.inf] * (goal + 1)
     came_from = [_CLIENT] * (goal + 1)
     heap: list[tuple[float, int]] = []
-
-    def relax(node: int, cost: float, source: int) -> None:
-        if cost < distance[node]:
-            distance[node] = cost
-            came_from[node] = source
-            heappush(heap, (cost, node))
-
-    for q in waiting[0]:
-        relax(q * width + 1, graph.first[q] + step[q], _CLIENT)
+    for after, q in waiting[0]:
+        distance[after] = graph.first[q] + step[q]
+        heap.append((distance[after], after))
+    heapify(heap)
     while heap:
         cost, node = heappop(heap)
         if cost > distance[node]:
@@ -182,27 +193,51 @@ def _dijkstra(graph: _Graph) -> Chain:
             break
         p, b = divmod(node, width)
         if node >= boundary:
-            for q in waiting[b]:
-                relax(q * width + b + 1, cost + enter[q] + step[q], came_from[node])
+            source = came_from[node]
+            for after, q in waiting[b]:
+                new = cost + ways_in[q]
+                if new < distance[after]:
+                    distance[after], came_from[after] = new, source
+                    heappush(heap, (new, after))
             continue
         if b == length:
-            relax(goal, cost + graph.last[p], p)
+            new = cost + graph.last[p]
+            if new < distance[goal]:
+                distance[goal], came_from[goal] = new, p
+                heappush(heap, (new, goal))
             continue
         if b < high[p]:
-            relax(node + 1, cost + step[p], _CONTINUED)
-        if not graph.ring:
-            relax(boundary + b, cost + leave[p], p)
+            new = cost + step[p]
+            if new < distance[node + 1]:
+                distance[node + 1], came_from[node + 1] = new, _CONTINUED
+                heappush(heap, (new, node + 1))
+        if graph.pairs is None:
+            new, after = cost + leave[p], boundary + b
+            if new < distance[after]:
+                distance[after], came_from[after] = new, p
+                heappush(heap, (new, after))
             continue
-        pairs, still_waiting = graph.pairs[p], []
+        if p not in announced:  # of those, who may follow somewhere in p's blocks
+            announced[p] = {
+                q: hop + step[q]
+                for q, hop in graph.pairs(p).items()
+                if low[q] <= high[p] and low[p] < high[q]
+            }
+        pairs = announced[p]
         for q, hop in pairs.items():
-            if low[q] <= b < high[q]:
-                relax(q * width + b + 1, cost + hop + step[q], p)
-        for q in waiting[b]:
-            if q == p or q in pairs:
-                still_waiting.append(q)
-            else:
-                relax(q * width + b + 1, cost + enter[q] + step[q], p)
-        waiting[b] = still_waiting
+            after, new = q * width + b + 1, cost + hop
+            if low[q] <= b < high[q] and new < distance[after]:
+                distance[after], came_from[after] = new, p
+                heappush(heap, (new, after))
+        if waiting[b]:
+            still_waiting = []
+            for after, q in waiting[b]:
+                if q == p or q in pairs:
+                    still_waiting.append((after, q))
+                elif cost + ways_in[q] < distance[after]:
+                    distance[after], came_from[after] = cost + ways_in[q], p
+                    heappush(heap, (distance[after], after))
+            waiting[b] = still_waiting
 
     hops: list[Hop] = []
     p, b, stop = came_from[goal], length, length

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from swarmd.blocks import Span
 from swarmd.errors import NoRoute
 from swarmd.peers import PeerState
-from swarmd.routing.chain import Chain, chain_cost
+from swarmd.routing.chain import Chain
 from swarmd.routing.cost import Costs, Measurements
 from swarmd.routing.dijkstra import best_chain, find_chain
+from swarmd.routing.price import Price, chain_price
 from swarmd.routing.query import RouteQuery
 from swarmd.routing.view import View
 
@@ -158,7 +159,8 @@ def test_the_cost_is_that_of_the_shortest_path_in_the_full_graph(
     known = all(arguments[key] is None or around[key] for key in around)
     if rng is None and known:
         priced = {key: arguments[key] for key in ("avoid", "tokens", "kv_needed", "mode")}
-        assert chain.cost == pytest.approx(chain_cost(chain.hops, costs, **around, **priced))
+        prices = chain_price(chain.hops, costs, **around, **priced)
+        assert chain.cost == pytest.approx(sum(prices, Price()).total)
 
 
 @settings(max_examples=150, deadline=None)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.routing.chain import Hop, chain_cost
+from swarmd.routing.chain import Hop
 from swarmd.routing.cost import CostModel, Costs, Measurements
+from swarmd.routing.price import Price, chain_price
 
 ANY_INT = st.integers() | st.sampled_from([0, -1, 1, 2**31, 2**64, 10**400])
 ANY_FLOAT = st.floats() | st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan, 1e308])
@@ -27,7 +28,11 @@ def test_a_hub_chain_costs_a_round_trip_for_each_hop(make_peer):
     )
     hops = [Hop(a, a.span), Hop(b, b.span)]
     compute = 15 * 0.001 * 2 + 15 * 0.001
-    assert chain_cost(hops, costs, mode="hub") == pytest.approx(0.040 + 4 * 0.001 + compute)
+    price = sum(chain_price(hops, costs, mode="hub"), Price())
+    assert price.total == price.seconds == pytest.approx(0.040 + 4 * 0.001 + compute)
+    assert price.trips == pytest.approx(0.040)
+    assert price.bytes == pytest.approx(4 * 0.001)
+    assert (price.compute, price.queue) == pytest.approx((0.030, 0.015))
 
 
 def test_a_ring_chain_costs_half_a_trip_for_each_edge(make_peer):
@@ -41,8 +46,10 @@ def test_a_ring_chain_costs_half_a_trip_for_each_edge(make_peer):
         ),
     )
     hops = [Hop(a, a.span), Hop(b, b.span)]
-    edges = 0.005 + 0.002 + 0.015
-    assert chain_cost(hops, costs, mode="ring") == pytest.approx(edges + 3 * 0.001 + 30 * 0.001)
+    prices = chain_price(hops, costs, mode="ring")
+    assert [price.trips for price in prices] == pytest.approx([0.005, 0.002 + 0.015])
+    total = sum(prices, Price()).total
+    assert total == pytest.approx(0.005 + 0.002 + 0.015 + 3 * 0.001 + 30 * 0.001)
 
 
 def test_own_measurements_override_announcements(make_peer):
