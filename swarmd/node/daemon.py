@@ -7,7 +7,8 @@ Task tree (every task has an owner that awaits it)::
     ├── services           the announcer, whose failure stops the node; the check of reachability
     ├── Meeting            what is heard of on the local network; a failure is one warning
     ├── Engine             one thread; the only one that touches weights and caches
-    └── connections        a task for each accepted connection; its failure is one warning
+    └── connections        a task for each accepted connection, and one that trims the heap; a
+                           failure is one warning
 
 A stop while the model is prepared or loaded ends that at its next report of progress.
 
@@ -47,7 +48,12 @@ from swarmd.node.dtype_choice import choose_dtype, measured_dtype
 from swarmd.node.joining import Claims, block_count, choose_blocks
 from swarmd.node.limits import SessionLimits
 from swarmd.node.meeting import Meeting
-from swarmd.node.memory_probe import memory_plan, release_unused_memory, use_one_arena
+from swarmd.node.memory_probe import (
+    keep_trimmed,
+    memory_plan,
+    release_unused_memory,
+    use_one_arena,
+)
 from swarmd.node.reach import Reach
 from swarmd.node.reachability import DialBack
 from swarmd.node.sessions import SessionServer
@@ -250,6 +256,7 @@ class Daemon:
             dial_back=DialBack(self._greeting),
         )
         async with TaskOwner("connections") as connections:
+            connections.spawn(keep_trimmed(), name="heap", errors="log")
 
             def accept(connection: Connection) -> None:
                 if server.draining:
