@@ -58,7 +58,16 @@ class LocalGenerate:
 def generate(running: Swarm, tokens: int) -> dict[str, Any]:
     """One `swarmd generate --json`, with the client's greatest resident memory."""
     process = subprocess.Popen(
-        [*SWARMD, "generate", PROMPT, "--max-new-tokens", str(tokens), "--json"],
+        [
+            *SWARMD,
+            "generate",
+            PROMPT,
+            "--max-new-tokens",
+            str(tokens),
+            "--speculate",
+            "0",
+            "--json",
+        ],
         env=running.environment,
         stdout=subprocess.PIPE,
         text=True,

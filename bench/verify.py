@@ -26,7 +26,15 @@ FRACTIONS = ("0", "0.05", "0.2")
 def answer(running: Swarm, fraction: str, tokens: int) -> dict[str, Any]:
     """One greedy `swarmd generate --json`."""
     done = running.run(
-        "generate", PROMPT, "--max-new-tokens", str(tokens), "--verify", fraction, "--json"
+        "generate",
+        PROMPT,
+        "--max-new-tokens",
+        str(tokens),
+        "--verify",
+        fraction,
+        "--speculate",
+        "0",
+        "--json",
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found

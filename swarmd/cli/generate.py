@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import click
 
 from swarmd.cli.app import STARTED
+from swarmd.cli.generate_report import report
 from swarmd.cli.membership import Membership, membership
 from swarmd.cli.options import (
     log_options,
@@ -30,11 +30,13 @@ from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.state import StateFolder
 
-__all__ = ["command"]
+__all__ = ["Request", "command"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
+    """What was asked for on the command line."""
+
     prompt: str
     model: str | None
     member: Membership
@@ -46,6 +48,8 @@ class _Request:
     wait: float
     verify: float
     quantization: str
+    speculate: int | None
+    draft: str | None
     as_json: bool
     threads: int | None
     state_dir: Path | None
@@ -87,6 +91,20 @@ class _Request:
 )
 @quantization_option
 @click.option(
+    "--speculate",
+    type=click.IntRange(0, 32),
+    metavar="TOKENS",
+    help="Draft up to so many tokens from what the text repeats, and have them verified in one "
+    "trip, as far as that pays; the answer stays the same. 0 is off. [default: 7 where peers "
+    "compute in float32, else 0]",
+)
+@click.option(
+    "--draft",
+    metavar="MODEL",
+    help="A small model of the same vocabulary, run on this machine, that drafts where the text "
+    "repeats nothing.",
+)
+@click.option(
     "--known",
     is_flag=True,
     help="Use an identity of the state folder, for nodes that serve a list (--allow) only.",
@@ -118,6 +136,8 @@ def command(
     wait: float,
     verify: float,
     quantization: str,
+    speculate: int | None,
+    draft: str | None,
     known: bool,
     as_json: bool,
     threads: int | None,
@@ -136,11 +156,14 @@ def command(
         if quantization == "any":
             raise UsageError("--verify needs peers of one quantization: use --quantization one")
         quantization = "one" if quantization == "auto" else quantization
+    if draft is not None and speculate == 0:
+        raise UsageError("--draft needs --speculate of 1 or more")
     if prompt == "-":
         prompt = sys.stdin.read()
-    request = _Request(
+    request = Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, quantization, as_json, threads, state_dir, known,
+        chat, system, wait, verify, quantization, speculate, draft, as_json, threads, state_dir,
+        known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -149,7 +172,7 @@ def command(
     return run(_interruptible(request, sampling))
 
 
-async def _interruptible(request: _Request, sampling: Any) -> int:
+async def _interruptible(request: Request, sampling: Any) -> int:
     """Ctrl-C ends the answer in good order (sessions are closed), with exit code 130."""
     task = asyncio.current_task()
     assert task is not None
@@ -163,7 +186,7 @@ async def _interruptible(request: _Request, sampling: Any) -> int:
     return 0
 
 
-async def _generate(request: _Request, sampling: Any) -> None:
+async def _generate(request: Request, sampling: Any) -> None:
     from swarmd.client.agreement import check_supported
     from swarmd.client.answer import AnswerText
     from swarmd.client.chain_session import ChainSession, SessionConfig
@@ -206,6 +229,7 @@ async def _generate(request: _Request, sampling: Any) -> None:
             check_supported(chain.hops[0].peer.arithmetic, folder.config)
         client = await load_client(folder, chain.hops[0].peer.dtype, request.threads)
         prompt_ids = client.text.encode(request.prompt, chat=request.chat, system=request.system)
+        drafting = await _drafting(request, client)
         length = len(prompt_ids) + request.max_new_tokens
         if length > folder.max_positions:
             raise UsageError(
@@ -245,6 +269,7 @@ async def _generate(request: _Request, sampling: Any) -> None:
                 eos_token_ids=client.text.eos_token_ids,
                 times=times,
                 stopped=lambda: answer.stopped,
+                drafting=drafting,
             )
             predicted = sum(chain_price(session.chain, router.costs), Price()).seconds
             ready = time.perf_counter()
@@ -256,10 +281,30 @@ async def _generate(request: _Request, sampling: Any) -> None:
                 else:
                     give_out(answer.push(event))
             give_out(answer.finish())
-        _report(
+        report(
             request, session, times, prompt_ids, answer.token_ids, answer.text, ready - STARTED,
-            predicted,
+            predicted, drafting,
         )  # fmt: skip
+
+
+async def _drafting(request: Request, client: Any) -> Any:
+    """Speculation for this answer, or None. Raises ModelError, UsageError."""
+    from swarmd.client.draft_model import load_draft_model
+    from swarmd.client.drafting import DEFAULT_LONGEST, Drafting
+
+    longest = request.speculate
+    if longest is None:  # elsewhere a draft's rows round differently, and near ties are common
+        exact = client.ends.dtype == "float32"
+        longest = DEFAULT_LONGEST if exact or request.draft is not None else 0
+    if longest == 0:
+        return None
+    model = None
+    if request.draft is not None:
+        with ProgressBars() as bars:
+            model = await asyncio.to_thread(
+                load_draft_model, request.draft, client.text, client.ends.dtype, bars.update
+            )
+    return Drafting(longest, model)
 
 
 def _note_withdrawn(kept: int, wrong: str, reason: str) -> None:
@@ -270,107 +315,3 @@ def _note_withdrawn(kept: int, wrong: str, reason: str) -> None:
 def _note(line: str) -> None:
     text = line if line.startswith("Route") else f"[{line}]"
     stderr.print(text, markup=False, style="dim", soft_wrap=True)
-
-
-def _report(
-    request: _Request,
-    session: Any,
-    times: Any,
-    prompt_ids: list[int],
-    new_ids: list[int],
-    text: str,
-    start_up: float,
-    predicted: float,
-) -> None:
-    recoveries = session.statistics.recoveries
-    if request.as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "text": text,
-                    "token_ids": new_ids,
-                    "prompt_tokens": len(prompt_ids),
-                    "new_tokens": len(new_ids),
-                    "tokens_per_second": round(times.tokens_per_second, 3),
-                    "seconds_to_first_token": round(start_up + times.first_token, 3),
-                    "token_seconds": [round(seconds, 5) for seconds in times.tokens],
-                    "route": [
-                        {
-                            "peer": str(hop.peer.peer_id),
-                            "blocks": str(hop.span),
-                            "quantization": hop.peer.quantization,
-                        }
-                        for hop in session.chain
-                    ],
-                    "recoveries": [
-                        {
-                            "lost": str(recovery.lost),
-                            "by": [str(hop) for hop in recovery.by],
-                            "reason": recovery.reason,
-                            "position": recovery.position,
-                            "seconds": round(recovery.seconds, 4),
-                        }
-                        for recovery in recoveries
-                    ],
-                    "replayed_positions": session.statistics.replayed_positions,
-                    "verification": _verification(session, request.verify),
-                    "chain": {
-                        "decode_steps": session.statistics.decode_steps,
-                        "predicted_step_seconds": round(predicted, 5),
-                        "decode_seconds": round(session.statistics.decode_seconds, 5),
-                        "compute_seconds": round(session.statistics.compute_seconds, 5),
-                        "queue_seconds": round(session.statistics.queue_seconds, 5),
-                        "wire_bytes": session.statistics.wire_bytes,
-                    },
-                },
-                ensure_ascii=False,
-            )
-        )
-        return
-    click.echo()
-    line = f"{len(new_ids)} tokens, {times.tokens_per_second:.1f} tokens/s"
-    line += f", first after {start_up + times.first_token:.1f} s"
-    if steps := session.statistics.decode_steps:
-        measured = session.statistics.decode_seconds / steps
-        line += (
-            f"; through the chain {1e3 * measured:.1f} ms a step ({1e3 * predicted:.1f} predicted)"
-        )
-    if recoveries:
-        stall = max(times.tokens, default=0.0)
-        line += (
-            f"; {len(recoveries)} hop{'s' if len(recoveries) > 1 else ''} replaced, "
-            f"{session.statistics.replayed_positions} positions replayed, "
-            f"longest stall {stall:.2f} s"
-        )
-    if session.checks is not None:
-        line += "; " + _checks_line(session.checks)
-    stderr.print(line, markup=False, style="dim", soft_wrap=True)
-
-
-def _checks_line(checks: Any) -> str:
-    found = checks.statistics
-    skipped = sum(found.skipped.values())
-    upto = min(one.verified for one in checks.checked)
-    line = f"{found.checks} checks, all outputs verified up to position {upto}"
-    line += f", {skipped} checks skipped" if skipped else ""
-    return line + (f", {found.disputes} disputes" if found.disputes else "")
-
-
-def _verification(session: Any, fraction: float) -> dict[str, Any] | None:
-    """What spot checks found; None without `--verify`."""
-    if session.checks is None:
-        return None
-    found = session.checks.statistics
-    return {
-        "fraction": fraction,
-        "checks": found.checks,
-        "positions": found.positions,
-        "skipped": dict(found.skipped),
-        "disputes": found.disputes,
-        "verdicts": [one.to_json() for one in found.evidence],
-        "largest_difference": found.largest_difference,
-        "verified": [
-            {"blocks": str(one.span), "positions": one.verified} for one in session.checks.checked
-        ],
-        "waited_seconds": round(found.waited_seconds, 4),
-    }

@@ -9,11 +9,19 @@ from dataclasses import dataclass, field
 import torch
 
 from swarmd.client.chain_session import ChainSession
+from swarmd.client.drafting import Draft, Drafting
 from swarmd.client.sampling import Sampler
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import OutputWithdrawn, UsageError
 
-__all__ = ["GenerationTimes", "Withdrawn", "decode_events", "decode_tokens", "forward"]
+__all__ = [
+    "GenerationTimes",
+    "Withdrawn",
+    "decode_events",
+    "decode_tokens",
+    "forward",
+    "forward_last",
+]
 
 
 @dataclass(slots=True)
@@ -36,12 +44,19 @@ async def forward(
 
     Raises what :meth:`ChainSession.step` raises.
     """
+    return (await forward_last(ends, session, token_ids, start, 1))[0]
+
+
+async def forward_last(
+    ends: ModelEnds, session: ChainSession, token_ids: list[int], start: int, count: int
+) -> torch.Tensor:
+    """As :func:`forward`, after each of the last `count` tokens: `(count, vocabulary)`."""
     hidden = ends.embed(torch.tensor([token_ids]), start)
     data = hidden.contiguous().view(torch.uint8).numpy().tobytes()
     raw = await session.step(start, data, len(token_ids))
-    last = bytearray(raw[-(len(raw) // len(token_ids)) :])
-    output = torch.frombuffer(last, dtype=ends.torch_dtype).reshape(1, 1, -1)
-    return ends.logits(output)[0]
+    last = bytearray(raw[-(count * len(raw) // len(token_ids)) :])
+    output = torch.frombuffer(last, dtype=ends.torch_dtype).reshape(1, count, -1)
+    return ends.logits(output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +78,16 @@ async def decode_events(
     eos_token_ids: frozenset[int],
     times: GenerationTimes | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    drafting: Drafting | None = None,
 ) -> AsyncIterator[int | Withdrawn]:
     """New token ids, one by one, until an end-of-sequence token (not given out), the limit, or
     `stopped()` after a token. Ends when the session's spot checks are done; a lie that they find
     is a :class:`Withdrawn`, after which the answer goes on as if it had not been told.
+
+    With `drafting`, a step carries drafted tokens along. Each token is chosen from the model's own
+    logits with the same draw as without, and a draft counts only as far as it equals what was
+    chosen: so the tokens are the same ones, also when they are sampled. Positions of wrong drafts
+    are cut back by the start of the next step.
 
     Raises UsageError for a session that is too short, and what :meth:`ChainSession.step` raises.
     """
@@ -79,38 +100,53 @@ async def decode_events(
     n_prompt, token_ids, position = len(prompt_ids), list(prompt_ids), 0
     stamps = [time.perf_counter()]
     draws = [sampler.state()]  # before each token, to draw it again the same way
-    done = False
+    done, draft = False, Draft()
     while True:
         try:
-            if done or len(token_ids) - n_prompt >= max_new_tokens:
+            left = max_new_tokens - (len(token_ids) - n_prompt)
+            if done or left <= 0:
                 await session.settle()
                 return
-            logits = await forward(ends, session, token_ids[position:], position)
+            if drafting is not None and position >= n_prompt:
+                draft = await drafting.draft(token_ids, left - 1)
+            began = time.perf_counter()
+            logits = await forward_last(
+                ends, session, [*token_ids[position:], *draft.tokens], position,
+                1 + len(draft.tokens),
+            )  # fmt: skip
         except OutputWithdrawn as lie:
             position = lie.position
             kept = max(0, position + 1 - n_prompt)  # the output at p gave the token at p + 1
             del token_ids[n_prompt + kept :], stamps[kept + 1 :], draws[kept + 1 :]
             del times.tokens[max(0, kept - 1) :]  # what was redone counts for the next token
             sampler.restore(draws[kept])
-            done = False
+            done, draft = False, Draft()
             yield Withdrawn(kept, session.story[-1] if session.story else str(lie))
             continue
-        position = len(token_ids)
-        token = sampler.choose(token_ids, logits)
-        stamps.append(time.perf_counter())
-        if len(stamps) == 2:
-            times.first_token = stamps[1] - stamps[0]
-        else:
-            times.tokens.append(stamps[-1] - stamps[-2])
-        if token in eos_token_ids:
-            stamps.pop()
-            done = True
-            continue
-        token_ids.append(token)
-        if session.checks is not None:
-            draws.append(sampler.state())
-        yield token
-        done = stopped()
+        decoding, known, spent = position >= n_prompt, len(token_ids), 0.0
+        for row, drafted in zip(logits, (*draft.tokens, None), strict=True):
+            position = len(token_ids)
+            token = sampler.choose(token_ids, row)
+            stamps.append(time.perf_counter())
+            spent = spent or stamps[-1] - began  # not what the reader takes between tokens
+            if len(stamps) == 2:
+                times.first_token = stamps[1] - stamps[0]
+            else:
+                times.tokens.append(stamps[-1] - stamps[-2])
+            if token in eos_token_ids:
+                stamps.pop()
+                done = True
+                break
+            token_ids.append(token)
+            if session.checks is not None:
+                draws.append(sampler.state())
+            yield token
+            done = stopped()
+            if done or token != drafted:
+                break
+        if drafting is not None and decoding and len(token_ids) > known:
+            drafting.done(draft, token_ids[known:], spent)
+        draft = Draft()
 
 
 async def decode_tokens(
@@ -122,6 +158,7 @@ async def decode_tokens(
     max_new_tokens: int,
     eos_token_ids: frozenset[int],
     times: GenerationTimes | None = None,
+    drafting: Drafting | None = None,
 ) -> AsyncIterator[int]:
     """`decode_events` of a session without spot checks, whose tokens are never withdrawn."""
     if session.checks is not None:
@@ -129,6 +166,7 @@ async def decode_tokens(
     async for event in decode_events(
         ends, session, prompt_ids, sampler,
         max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, times=times,
+        drafting=drafting,
     ):  # fmt: skip
         if isinstance(event, int):
             yield event
