@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from bench.late_datagrams import Wan
 from bench.report import save, show
-from bench.wan import Wan
 from swarmd.blocks import Span
 from swarmd.dht import DhtConfig, Directory
 from swarmd.identity import Identity, PeerId

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.dht import measure
-from bench.wan import Wan
+from bench.late_datagrams import Wan
 from tests.conftest import run_on
 
 

@@ -1,0 +1,105 @@
+"""The lab itself: packets between namespaces take as long as was asked for, and nothing is left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from bench.wan import Lab, Link, why_not
+
+REASON = why_not()
+pytestmark = [
+    pytest.mark.skipif(REASON is not None, reason=f"no namespaces here: {REASON}"),
+    pytest.mark.no_leak_check,
+]
+
+SERVER = """
+import socket, sys
+server = socket.create_server((sys.argv[1], 900))
+print("listening", flush=True)
+one = server.accept()[0]
+while data := one.recv(65536):
+    if len(data) < 100:
+        one.sendall(data)
+one.sendall(b"all")
+"""
+CLIENT = """
+import socket, sys, time
+one = socket.create_connection((sys.argv[1], 900))
+one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+trips = []
+for _ in range(9):
+    began = time.monotonic()
+    one.sendall(b"x")
+    one.recv(10)
+    trips.append(time.monotonic() - began)
+one.sendall(bytes(1 << 20))
+began = time.monotonic()
+one.sendall(bytes(int(sys.argv[2])))
+one.shutdown(socket.SHUT_WR)
+while one.recv(65536)[-3:] != b"all":
+    pass
+print(sorted(trips)[4], time.monotonic() - began)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.of(2) as lab:
+        yield lab
+
+
+def measured(lab: Lab, size: int) -> tuple[float, float]:
+    """The median round trip, and the seconds that `size` bytes take."""
+    python = ["python3", "-c"]
+    server = subprocess.Popen(
+        lab[2].command(*python, SERVER, lab[2].address), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listening\n"
+        done = lab[1].run(CLIENT, lab[2].address, str(size), program=python, limit=60)
+        assert done.returncode == 0, done.stderr
+    finally:
+        server.kill()
+        server.communicate()
+    trip, seconds = map(float, done.stdout.split())
+    return trip, seconds
+
+
+def test_a_round_trip_takes_both_delays(lab: Lab) -> None:
+    lab.set(Link(delay=0.03))
+    lab.set(Link(delay=0.07), 2, 1)
+    trip, _ = measured(lab, 1)
+    assert 0.0995 <= trip < 0.13
+    lab.both(Link(delay=0.01), 1, 2)
+    trip, _ = measured(lab, 1)
+    assert 0.0195 <= trip < 0.05
+
+
+def test_bytes_take_as_long_as_the_rate_says(lab: Lab) -> None:
+    lab.both(Link(delay=0.002, rate=40e6), 1, 2)
+    _, seconds = measured(lab, 4 << 20)
+    assert seconds > 8 * (4 << 20) / 40e6 * 0.9
+    assert seconds < 3.0
+
+
+def test_a_line_that_loses_packets_still_brings_all_bytes(lab: Lab) -> None:
+    lab.both(Link(delay=0.001, loss=0.02), 1, 2)
+    measured(lab, 1 << 20)
+
+
+def test_nothing_is_left(lab: Lab) -> None:
+    with Lab.of(2) as other:
+        names = [site.namespace for site in other.sites]
+        folders = [site.state for site in other.sites]
+        process = other[1].start("version")
+        listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+        assert all(name in listed for name in names)
+    listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert not any(name in listed for name in names)
+    assert process.poll() is not None
+    assert not any(folder.exists() for folder in folders)
+    assert lab[1].state.exists()
