@@ -34,8 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## a real swarm of four on this machine, and a failover
 	@$(BIN)/python scripts/demo.py
 
+# Files of tests go to two processes: most of them wait for daemons of their own. Each process and
+# its daemons compute on one thread, so that they do not spin for one another's cores.
 test: setup ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup ## lint, format, types, import rules
 	$(BIN)/ruff check .
@@ -62,6 +64,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.abuse
 	$(BIN)/python -m bench.batching
 	$(BIN)/python -m bench.routing
+	$(BIN)/python -m bench.wan_decode
 
 soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)
 	$(BIN)/python -m bench.soak --seconds $(or $(SOAK_SECONDS),3600)
