@@ -23,7 +23,7 @@ def knock(
     return made
 
 
-@pytest.mark.parametrize("expected", [PEER, None])
+@pytest.mark.parametrize("expected", [PEER, None], ids=["us", "anybody"])
 @pytest.mark.parametrize("key", [NEW, OLD])
 def test_both_keys_of_a_ring_open_to_who_means_us_or_anybody(
     key: SwarmKey, expected: PeerId | None
