@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -13,7 +16,28 @@ from swarmd.client.sampling import Sampler
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import OutputWithdrawn, UsageError
 
-__all__ = ["GenerationTimes", "Withdrawn", "decode_events", "decode_tokens", "forward"]
+__all__ = [
+    "GenerationTimes",
+    "Run",
+    "Withdrawn",
+    "decode_events",
+    "decode_tokens",
+    "forward",
+    "run_here",
+]
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Where embedding, head and the choice of tokens are computed."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+async def run_here(work: Callable[[], T], /) -> T:
+    """On the event loop: right for a program that has but one answer to care for."""
+    return work()
 
 
 @dataclass(slots=True)
@@ -30,18 +54,26 @@ class GenerationTimes:
 
 
 async def forward(
-    ends: ModelEnds, session: ChainSession, token_ids: list[int], start: int
+    ends: ModelEnds,
+    session: ChainSession,
+    token_ids: list[int],
+    start: int,
+    run: Run = run_here,
 ) -> torch.Tensor:
     """Logits `(vocabulary,)` after the last of `token_ids`, which stand at positions from `start`.
 
     Raises what :meth:`ChainSession.step` raises.
     """
-    hidden = ends.embed(torch.tensor([token_ids]), start)
-    data = hidden.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def embed() -> bytes:
+        hidden = ends.embed(torch.tensor([token_ids]), start)
+        return hidden.contiguous().view(torch.uint8).numpy().tobytes()
+
+    data = await run(embed)
     raw = await session.step(start, data, len(token_ids))
     last = bytearray(raw[-(len(raw) // len(token_ids)) :])
     output = torch.frombuffer(last, dtype=ends.torch_dtype).reshape(1, 1, -1)
-    return ends.logits(output)[0]
+    return await run(lambda: ends.logits(output)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +95,8 @@ async def decode_events(
     eos_token_ids: frozenset[int],
     times: GenerationTimes | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> AsyncIterator[int | Withdrawn]:
+    run: Run = run_here,
+) -> AsyncGenerator[int | Withdrawn, None]:
     """New token ids, one by one, until an end-of-sequence token (not given out), the limit, or
     `stopped()` after a token. Ends when the session's spot checks are done; a lie that they find
     is a :class:`Withdrawn`, after which the answer goes on as if it had not been told.
@@ -85,7 +118,7 @@ async def decode_events(
             if done or len(token_ids) - n_prompt >= max_new_tokens:
                 await session.settle()
                 return
-            logits = await forward(ends, session, token_ids[position:], position)
+            logits = await forward(ends, session, token_ids[position:], position, run)
         except OutputWithdrawn as lie:
             position = lie.position
             kept = max(0, position + 1 - n_prompt)  # the output at p gave the token at p + 1
@@ -96,7 +129,7 @@ async def decode_events(
             yield Withdrawn(kept, session.story[-1] if session.story else str(lie))
             continue
         position = len(token_ids)
-        token = sampler.choose(token_ids, logits)
+        token = await run(partial(sampler.choose, token_ids, logits))
         stamps.append(time.perf_counter())
         if len(stamps) == 2:
             times.first_token = stamps[1] - stamps[0]
@@ -122,13 +155,18 @@ async def decode_tokens(
     max_new_tokens: int,
     eos_token_ids: frozenset[int],
     times: GenerationTimes | None = None,
-) -> AsyncIterator[int]:
+    stopped: Callable[[], bool] = lambda: False,
+    run: Run = run_here,
+) -> AsyncGenerator[int, None]:
     """`decode_events` of a session without spot checks, whose tokens are never withdrawn."""
     if session.checks is not None:
         raise ValueError("a session with spot checks withdraws tokens: use decode_events")
-    async for event in decode_events(
+    events = decode_events(
         ends, session, prompt_ids, sampler,
         max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, times=times,
-    ):  # fmt: skip
-        if isinstance(event, int):
-            yield event
+        stopped=stopped, run=run,
+    )  # fmt: skip
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, int):
+                yield event
