@@ -19,8 +19,8 @@ class ApiLimits:
     """A prompt of a hundred thousand words; checked before anything is parsed."""
     body_timeout: float = 30.0
     """For the body to come."""
-    concurrent: int = 32
-    """Answers under way; each is a session with a cache at every hop."""
+    concurrent: int = 16
+    """Answers under way; each is a session at every hop, and a node grants one client so many."""
     requests_a_minute: float = 600.0
     """Of one key, or of one address where no keys are asked for."""
     chat_tokens: int = 1024

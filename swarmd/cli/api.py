@@ -78,9 +78,10 @@ class _Request:
 @click.option(
     "--concurrent",
     type=click.IntRange(1, 4096),
-    default=32,
+    default=16,
     show_default=True,
-    help="Answers under way; more are refused with 429.",
+    help="Answers under way; more are refused with 429. A node on another machine gives one "
+    "client 16 sessions.",
 )
 @click.option(
     "--requests-a-minute",
