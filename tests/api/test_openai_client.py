@@ -225,6 +225,21 @@ def test_a_foreign_host_is_refused_without_keys(swarm: LocalSwarm, run_async: Ru
     run_async(work())
 
 
+def test_a_body_that_does_not_come(swarm: LocalSwarm, run_async: Runner) -> None:
+    async def work() -> None:
+        async with served(swarm, limits=ApiLimits(body_timeout=0.05)) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            )
+            assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
+            writer.close()
+            await writer.wait_closed()
+
+    run_async(work())
+
+
 def test_missing_blocks_are_named(swarm: LocalSwarm, run_async: Runner) -> None:
     async def work() -> None:
         async with served(swarm, [Span(0, 3)]) as server, server.client() as client:
