@@ -36,7 +36,7 @@ GIVE_UP = 75.0
 
 @dataclass
 class Load:
-    """What the clients of the load met."""
+    """What the clients of the load met; times are those of the requests that were answered."""
 
     seconds: list[float] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)

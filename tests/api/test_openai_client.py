@@ -311,7 +311,8 @@ def test_a_silent_stream_is_kept_alive_and_a_late_error_is_an_event(
 
 def test_many_clients_share_one_gateway(swarm: LocalSwarm, run_async: Runner) -> None:
     async def work() -> None:
-        async with served(swarm) as server, server.client() as client:
+        limits = ApiLimits(concurrent=24)
+        async with served(swarm, limits=limits) as server, server.client() as client:
             alone = [await streamed(client, seed=seed) for seed in range(4)]
             asks = [streamed(client, seed=seed % 4) for seed in range(24)]
             assert await asyncio.gather(*asks) == alone * 6
