@@ -20,6 +20,7 @@ STARTED = time.perf_counter()
 COMMANDS = {
     "serve": ("swarmd.cli.serve", "Hold blocks of a model and serve them to the swarm."),
     "generate": ("swarmd.cli.generate", "Generate text with a model that the swarm serves."),
+    "api": ("swarmd.cli.api", "Offer a model of the swarm to OpenAI clients, over HTTP."),
     "peers": ("swarmd.cli.peers", "Show who holds which blocks."),
     "route": ("swarmd.cli.route", "Show the chain that an answer would take, and why."),
     "invite": ("swarmd.cli.invite", "Print an invite by which another machine joins."),

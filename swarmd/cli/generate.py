@@ -290,12 +290,12 @@ async def _generate(request: Request, sampling: Any) -> None:
 async def _drafting(request: Request, client: Any) -> Any:
     """Speculation for this answer, or None. Raises ModelError, UsageError."""
     from swarmd.client.draft_model import load_draft_model
-    from swarmd.client.drafting import DEFAULT_LONGEST, Drafting
+    from swarmd.client.drafting import DEFAULT_LONGEST, Drafting, default_longest
 
     longest = request.speculate
-    if longest is None:  # elsewhere a draft's rows round differently, and near ties are common
-        exact = client.ends.dtype == "float32"
-        longest = DEFAULT_LONGEST if exact or request.draft is not None else 0
+    if longest is None:
+        asked = request.draft is not None
+        longest = DEFAULT_LONGEST if asked else default_longest(client.ends.dtype)
     if longest == 0:
         return None
     model = None

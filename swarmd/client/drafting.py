@@ -10,7 +10,7 @@ from typing import Protocol
 from swarmd.client.draft_length import DraftLength
 from swarmd.client.prompt_lookup import PromptLookup
 
-__all__ = ["DEFAULT_LONGEST", "Draft", "DraftStatistics", "Drafter", "Drafting"]
+__all__ = ["DEFAULT_LONGEST", "Draft", "DraftStatistics", "Drafter", "Drafting", "default_longest"]
 
 DEFAULT_LONGEST = 7
 """With the token before them such drafts are still a decode step to a node's engine
@@ -18,6 +18,12 @@ DEFAULT_LONGEST = 7
 
 ASK_AGAIN = 24
 """Tokens after which a draft model that did not pay is asked for one token again."""
+
+
+def default_longest(dtype: str) -> int:
+    """How much is drafted unless somebody says so: nothing where rows of a batch round so
+    differently from single ones that near ties fall the other way."""
+    return DEFAULT_LONGEST if dtype == "float32" else 0
 
 
 class Drafter(Protocol):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -16,12 +19,27 @@ from swarmd.errors import OutputWithdrawn, UsageError
 
 __all__ = [
     "GenerationTimes",
+    "Run",
     "Withdrawn",
     "decode_events",
     "decode_tokens",
     "forward",
     "forward_last",
+    "run_here",
 ]
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Where embedding, head and the choice of tokens are computed."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+async def run_here(work: Callable[[], T], /) -> T:
+    """On the event loop: right for a program that has but one answer to care for."""
+    return work()
 
 
 @dataclass(slots=True)
@@ -38,25 +56,38 @@ class GenerationTimes:
 
 
 async def forward(
-    ends: ModelEnds, session: ChainSession, token_ids: list[int], start: int
+    ends: ModelEnds,
+    session: ChainSession,
+    token_ids: list[int],
+    start: int,
+    run: Run = run_here,
 ) -> torch.Tensor:
     """Logits `(vocabulary,)` after the last of `token_ids`, which stand at positions from `start`.
 
     Raises what :meth:`ChainSession.step` raises.
     """
-    return (await forward_last(ends, session, token_ids, start, 1))[0]
+    return (await forward_last(ends, session, token_ids, start, 1, run))[0]
 
 
 async def forward_last(
-    ends: ModelEnds, session: ChainSession, token_ids: list[int], start: int, count: int
+    ends: ModelEnds,
+    session: ChainSession,
+    token_ids: list[int],
+    start: int,
+    count: int,
+    run: Run = run_here,
 ) -> torch.Tensor:
     """As :func:`forward`, after each of the last `count` tokens: `(count, vocabulary)`."""
-    hidden = ends.embed(torch.tensor([token_ids]), start)
-    data = hidden.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def embed() -> bytes:
+        hidden = ends.embed(torch.tensor([token_ids]), start)
+        return hidden.contiguous().view(torch.uint8).numpy().tobytes()
+
+    data = await run(embed)
     raw = await session.step(start, data, len(token_ids))
     last = bytearray(raw[-(count * len(raw) // len(token_ids)) :])
     output = torch.frombuffer(last, dtype=ends.torch_dtype).reshape(1, count, -1)
-    return ends.logits(output)
+    return await run(lambda: ends.logits(output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +110,8 @@ async def decode_events(
     times: GenerationTimes | None = None,
     stopped: Callable[[], bool] = lambda: False,
     drafting: Drafting | None = None,
-) -> AsyncIterator[int | Withdrawn]:
+    run: Run = run_here,
+) -> AsyncGenerator[int | Withdrawn, None]:
     """New token ids, one by one, until an end-of-sequence token (not given out), the limit, or
     `stopped()` after a token. Ends when the session's spot checks are done; a lie that they find
     is a :class:`Withdrawn`, after which the answer goes on as if it had not been told.
@@ -112,7 +144,7 @@ async def decode_events(
             began = time.perf_counter()
             logits = await forward_last(
                 ends, session, [*token_ids[position:], *draft.tokens], position,
-                1 + len(draft.tokens),
+                1 + len(draft.tokens), run,
             )  # fmt: skip
         except OutputWithdrawn as lie:
             position = lie.position
@@ -126,7 +158,7 @@ async def decode_events(
         decoding, known, spent = position >= n_prompt, len(token_ids), 0.0
         for row, drafted in zip(logits, (*draft.tokens, None), strict=True):
             position = len(token_ids)
-            token = sampler.choose(token_ids, row)
+            token = await run(partial(sampler.choose, token_ids, row))
             stamps.append(time.perf_counter())
             spent = spent or stamps[-1] - began  # not what the reader takes between tokens
             if len(stamps) == 2:
@@ -159,14 +191,18 @@ async def decode_tokens(
     eos_token_ids: frozenset[int],
     times: GenerationTimes | None = None,
     drafting: Drafting | None = None,
-) -> AsyncIterator[int]:
+    stopped: Callable[[], bool] = lambda: False,
+    run: Run = run_here,
+) -> AsyncGenerator[int, None]:
     """`decode_events` of a session without spot checks, whose tokens are never withdrawn."""
     if session.checks is not None:
         raise ValueError("a session with spot checks withdraws tokens: use decode_events")
-    async for event in decode_events(
+    events = decode_events(
         ends, session, prompt_ids, sampler,
         max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, times=times,
-        drafting=drafting,
-    ):  # fmt: skip
-        if isinstance(event, int):
-            yield event
+        stopped=stopped, drafting=drafting, run=run,
+    )  # fmt: skip
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, int):
+                yield event

@@ -26,7 +26,7 @@ from swarmd.errors import (
 from swarmd.identity import PeerId
 from swarmd.peers import QUANTIZATIONS, Arithmetic, ModelId, PeerInfo
 from swarmd.routing.candidates import Candidate, candidates
-from swarmd.routing.chain import Chain
+from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.cost import CostModel, Costs, Measurements
 from swarmd.routing.dijkstra import best_chain, find_chain
 from swarmd.routing.health import Deadlines, Health, RttTable
@@ -366,6 +366,13 @@ class Router:
             self.health.busy(peer.peer_id, now + max(pause, self.config.shortest_pause))
         if error.blames_peer or isinstance(error, DeadlineExceeded):
             self.deadlines.timed_out(peer.peer_id)
+
+    def step_seconds(self, hop: Hop) -> float:
+        """Seconds that one token takes at a hop, link included: measured over the last steps, or
+        as announced where nothing is."""
+        peer = hop.peer.peer_id
+        block_us = self._step_us.get(peer, float(hop.peer.decode_us))
+        return (self.rtts.get(peer) or 0.0) + 1e-6 * block_us * len(hop.span)
 
     def pause_before(self, chain: Chain) -> float:
         """Seconds until all peers of `chain` that asked to be left alone may be asked again."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 
 from swarmd.errors import ModelError, UsageError
@@ -35,18 +36,32 @@ class TextCodec:
         Raises UsageError for an empty prompt, or for `chat` without a template.
         """
         if chat:
-            if not self.tokenizer.chat_template:
-                raise UsageError("--chat: this model has no chat template; leave --chat out")
             turns = [{"role": "user", "content": prompt}]
             if system is not None:
                 turns.insert(0, {"role": "system", "content": system})
-            prompt = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        ids = self.tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
+            return self.encode_messages(turns)
+        ids = self.tokenizer(prompt)["input_ids"]
         if not ids:
             raise UsageError("the prompt is empty")
         return list(ids)
+
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a dialogue (`role` and `content` each) in the model's chat template, up to
+        where its answer begins. Raises UsageError without a template, and where it refuses."""
+        if not self.tokenizer.chat_template:
+            raise UsageError("this model has no chat template: give it a plain prompt, not a chat")
+        try:
+            prompt = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise UsageError(f"the model's chat template refuses this dialogue: {error}") from error
+        return list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+    def spell(self, token_id: int) -> str:
+        """One token by itself as text, special ones as they are written; a part of a character is
+        the replacement character."""
+        return str(self.tokenizer.decode([token_id]))
 
     def stream(self) -> TextStream:
         return TextStream(self.tokenizer)

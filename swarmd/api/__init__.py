@@ -1,0 +1,1 @@
+"""The HTTP API in the form of OpenAI's, over a client of the swarm (`swarmd api`)."""
