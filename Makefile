@@ -37,7 +37,7 @@ demo: setup ## a real swarm of four on this machine, and a failover
 # Files of tests go to two processes: most of them wait for daemons of their own. Each process and
 # its daemons compute on one thread, so that they do not spin for one another's cores.
 test: setup ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def test_the_explanation_names_chains_costs_and_the_reason(
     assert "predicted: 14.32 ms for a token" in out
     assert f"without {a.peer_id.short}" in out
     assert "cheaper than the next, most of it by compute (57.00)" in out
-    peers = out[out.index("Peers that could be taken") :]
+    peers = out.partition("Peers that could be taken")[2]
     assert sum(line.rstrip().endswith(" taken") for line in peers.splitlines()) == 2
     show("tiny", router, found, 1, explain=False)
     assert len(capsys.readouterr().out.splitlines()) == 2
