@@ -99,7 +99,9 @@ class Answers:
         """The hops of the first answer as they are now, with the time that a token takes at each:
         `0:15 via 7f3a12cd 8.3 ms, 15:30 via c19e04b7 9.1 ms`."""
         seconds = self._host.router.step_seconds
-        return ", ".join(f"{hop} {1000 * seconds(hop):.1f} ms" for hop in self._sessions[0].chain)
+        hops = (f"{hop} {1000 * seconds(hop):.1f} ms" for hop in self._sessions[0].chain)
+        # a peer's word for its quantization may be any printable text; a header's is ASCII
+        return ", ".join(hops).encode("ascii", "backslashreplace").decode("ascii")
 
     @property
     def ended(self) -> bool:

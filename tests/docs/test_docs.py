@@ -13,6 +13,7 @@ import click
 import pytest
 
 from swarmd import errors
+from swarmd.api.limits import ApiLimits
 from swarmd.cli import cli
 from swarmd.config import DaemonConfig
 from swarmd.dht import records
@@ -183,6 +184,17 @@ def test_every_limit_of_a_node_is_described() -> None:
     config, limits = DaemonConfig(), SessionLimits()
     for name in ("connections", "kv_share", "bandwidth_out", "limit_loopback"):
         assert getattr(config, name) == getattr(limits, name), name
+
+
+def test_every_limit_of_the_api_is_described() -> None:
+    text = section((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), "## Limits of the API")
+    described = {cells[0].strip("`"): cells[1] for cells in rows(text)}
+    limits = dataclasses.asdict(ApiLimits())
+    assert set(described) == set(limits)
+    for name, value in described.items():
+        found = re.match(r"[\d.]+", value.replace(",", ""))
+        assert found, f"no number for {name}"
+        assert float(found[0]) * (2**20 if "MiB" in value else 1) == limits[name], name
 
 
 def test_every_field_of_a_record_is_described() -> None:
