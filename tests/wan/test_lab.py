@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +45,15 @@ one.shutdown(socket.SHUT_WR)
 while one.recv(65536)[-3:] != b"all":
     pass
 print(sorted(trips)[4], time.monotonic() - began)
+"""
+KNOCK = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 901), timeout=0.5)
+except ConnectionRefusedError:
+    print("yes")
+except TimeoutError:
+    print("no")
 """
 
 
@@ -103,3 +115,37 @@ def test_nothing_is_left(lab: Lab) -> None:
     assert process.poll() is not None
     assert not any(folder.exists() for folder in folders)
     assert lab[1].state.exists()
+
+
+def routers() -> set[str]:
+    """The router processes that run for labs of this process, by pid."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    return {line.split()[0] for line in listed.splitlines() if "bench.wan.router" in line}
+
+
+def test_nothing_is_left_when_the_body_fails_with_a_stopped_daemon() -> None:
+    before = routers()
+    began = 0.0
+    with pytest.raises(RuntimeError, match="the body failed"), Lab.of(2) as lab:
+        assert len(routers() - before) == 1
+        names = [site.namespace for site in lab.sites]
+        process = lab[2].start("version")
+        process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        raise RuntimeError("the body failed")
+    assert time.monotonic() - began < 10  # a stopped process is woken, not waited for
+    assert process.poll() is not None
+    assert routers() == before
+    listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert not any(name in listed for name in names)
+
+
+def test_a_line_can_be_cut_and_mended_while_it_is_in_use(lab: Lab) -> None:
+    """As `bench.wan_failover` does: in between nothing comes through, not even a refusal."""
+    for link, heard in ((Link(delay=0.005), "yes"), (Link(loss=1.0), "no"), (Link(), "yes")):
+        lab.both(link, 1, 2)
+        done = lab[1].run(KNOCK, lab[2].address, program=["python3", "-c"], limit=30)
+        assert done.stdout.strip() == heard, done.stderr
