@@ -46,6 +46,27 @@ while one.recv(65536)[-3:] != b"all":
     pass
 print(sorted(trips)[4], time.monotonic() - began)
 """
+COUNT = """
+import socket, sys
+one = socket.socket(type=socket.SOCK_DGRAM)
+one.bind((sys.argv[1], 902))
+one.settimeout(10)
+print("listening", flush=True)
+count = 0
+while one.recv(100) != b"end":
+    count += 1
+print(count)
+"""
+SEND = """
+import socket, sys, time
+one = socket.socket(type=socket.SOCK_DGRAM)
+for _ in range(500):
+    one.sendto(b"x", (sys.argv[1], 902))
+    time.sleep(0.0005)
+time.sleep(0.1)
+for _ in range(100):
+    one.sendto(b"end", (sys.argv[1], 902))
+"""
 KNOCK = """
 import socket, sys
 try:
@@ -101,6 +122,23 @@ def test_bytes_take_as_long_as_the_rate_says(lab: Lab) -> None:
 def test_a_line_that_loses_packets_still_brings_all_bytes(lab: Lab) -> None:
     lab.both(Link(delay=0.001, loss=0.02), 1, 2)
     measured(lab, 1 << 20)
+
+
+def test_so_many_datagrams_are_lost_as_was_asked_for(lab: Lab) -> None:
+    lab.set(Link(loss=0.3), 1, 2)
+    server = subprocess.Popen(
+        lab[2].command("python3", "-c", COUNT, lab[2].address), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listening\n"
+        done = lab[1].run(SEND, lab[2].address, program=["python3", "-c"], limit=30)
+        assert done.returncode == 0, done.stderr
+        arrived = int(server.communicate(timeout=15)[0])
+    finally:
+        server.kill()
+        server.communicate()
+    assert 0.5 < arrived / 500 < 0.9  # nine standard deviations to each side
 
 
 def test_nothing_is_left(lab: Lab) -> None:
