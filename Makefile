@@ -65,6 +65,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.batching
 	$(BIN)/python -m bench.routing
 	$(BIN)/python -m bench.wan_decode
+	$(BIN)/python -m bench.wan_failover
 	$(BIN)/python -m bench.api
 
 soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)
