@@ -51,3 +51,5 @@ class SessionStatistics:
     compute_seconds: float = 0.0
     queue_seconds: float = 0.0
     wire_bytes: int = 0
+    forwarded: int = 0
+    """Outputs of steps that came to their hop from the one before, not from here."""

@@ -13,8 +13,8 @@ was sent, while its boundary holds the whole history. Healthy hops keep their ca
 boundaries already have what a replay produces again. Chunks of one prefill flow through the hops
 like a pipeline without a further word.
 
-**A ring is a short cut.** Where a hop is *linked* to the next one, a run may name a `path`: each hop
-on it forwards its output to the next, and a copy comes to the client. A hop is fed so only with
+**A ring is a short cut.** Where a hop is *linked* to the next one, a run may name a `path`: each
+hop on it forwards its output to the next, and a copy comes to the client. A hop is fed so only with
 the very positions that it lacks and that have not arrived at the client before it. What such a copy
 tells is the same as an answer's, so the rule above goes on from wherever a short cut breaks: the
 next hop is then sent by the client what arrived in the meantime, under a higher number, and peers
@@ -173,9 +173,16 @@ class Replay:
     def is_linked(self, key: int) -> bool:
         return self._hop(key).linked
 
-    def is_busy(self, key: int) -> bool:
-        """Whether the hop has runs to answer."""
-        return bool(self._hop(key).flights)
+    def under_way(self, key: int) -> int:
+        """How many runs the hop has to answer."""
+        return len(self._hop(key).flights)
+
+    def expected(self, key: int, number: int) -> bool | None:
+        """Whether run `number`, which the hop has to answer, was fed to it; None if there is no
+        such run."""
+        index = self._index(key)
+        flights = () if index is None else self._hops[index].flights
+        return next((flight.fed for flight in flights if flight.number == number), None)
 
     def begin(self, start: int, tokens: int) -> None:
         """A step: cut everything back to `start`, then `tokens` positions arrive at the first

@@ -85,12 +85,15 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def is_usable(self) -> bool:
         """Open, and nothing unread or wrong is waiting."""
+        return self.is_open and not self._frames and not self._decoder.mid_frame
+
+    @property
+    def is_open(self) -> bool:
+        """Messages may still be sent; unread ones may wait."""
         return (
             self._failure is None
             and self._transport is not None
             and not self._transport.is_closing()
-            and not self._frames
-            and not self._decoder.mid_frame
         )
 
     @property

@@ -11,7 +11,7 @@ then carries one session at a time, in the manner of HTTP/1.1::
      |                         close    step/output*
      +---------closed---- CLOSING <-----+
 
-    IDLE --feed--> FEEDING --fed--> FED --step*--> FED --close--> CLOSING
+    IDLE --feed--> FEEDING --fed--> FED --step*--> FED
 
     IDLE --reserve--> RESERVING --reserved--> RESERVED --incoming*
 
@@ -124,7 +124,6 @@ TRANSITIONS: dict[Key, State] = {
     (State.FEEDING, _L, Fed): State.FED,
     (State.FEEDING, _L, ErrorMessage): State.IDLE,
     (State.FED, _D, Step): State.FED,
-    (State.FED, _D, Close): State.CLOSING,
     (State.IDLE, _D, Reserve): State.RESERVING,
     (State.RESERVING, _L, Reserved): State.RESERVED,
     (State.RESERVING, _L, ErrorMessage): State.IDLE,
@@ -224,8 +223,10 @@ class Protocol:
             self._steps.clear()
 
     def _check(self, message: Message) -> None:
-        answer = isinstance(message, Opened | Output | Closed | Linked | Unlinked | Fed)
-        if answer and message.session != self.session:
+        if (
+            isinstance(message, Opened | Output | Closed | Linked | Unlinked | Fed)
+            and message.session != self.session
+        ):
             raise BadRequest(f"{message.TYPE} names another session")
         if isinstance(message, Step) and len(self._steps) >= MAX_STEPS_UNDER_WAY:
             raise BadRequest(f"more than {MAX_STEPS_UNDER_WAY} steps are under way")

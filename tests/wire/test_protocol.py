@@ -354,6 +354,3 @@ def test_steps_of_a_feed_are_not_answered_and_not_counted() -> None:
     assert {end.steps_under_way for end in joined.ends.values()} == {0}
     with pytest.raises(BadRequest):
         hear(joined.ends[D], output(0))
-    joined.say(D, Close(SESSION))
-    joined.say(L, Closed(SESSION))
-    joined.say(D, OPEN)
