@@ -174,8 +174,8 @@ def command(
         chat_tokens=chat_tokens,
     )
     request = _Request(
-        host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, route, known,
-        threads, state_dir,
+        host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, route,
+        known, threads, state_dir,
     )  # fmt: skip
     run(_until_signal(request, keys, limits))
 
