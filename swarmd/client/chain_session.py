@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
 
 from swarmd.client.hop_link import HopEvent, HopLink, HopOutput, Refused
+from swarmd.client.inbox import Inbox
 from swarmd.client.repair import Repair, all_of
 from swarmd.client.ring_links import RingLinks
 from swarmd.client.router import Router
@@ -26,6 +25,7 @@ from swarmd.client.session_config import Recovery, SessionConfig, SessionStatist
 from swarmd.client.spot_checks import SpotChecks
 from swarmd.errors import BadOutput, OutputWithdrawn, PeerFailure, PeerTimeout, RemoteError
 from swarmd.routing.chain import Chain, Hop
+from swarmd.routing.chunks import SIZES, chunk_size, paces
 from swarmd.routing.history import History
 from swarmd.routing.replay import Due, OutOfOrder, Replay, Run
 from swarmd.routing.waits import Alarm, Waits
@@ -37,9 +37,6 @@ from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, choose_codec
 __all__ = ["ChainSession", "Recovery", "SessionConfig", "SessionStatistics"]
 
 log = logging.getLogger(__name__)
-
-Incoming: TypeAlias = tuple[int, HopLink, HopEvent | PeerFailure | RemoteError, float]
-"""Which hop, over which link, what it said or how it ended, and when."""
 
 
 class ChainSession:
@@ -70,20 +67,16 @@ class ChainSession:
         self._pool = pool
         self._hidden_size = hidden_size
         self._position_bytes = hidden_size * ITEM_BYTES[self.dtype]
-        self._machine = Replay(
-            [hop.span for hop in chain.hops], chunk_tokens=self.config.chunk_tokens
-        )
+        self._machine = Replay([hop.span for hop in chain.hops])
         self._hops = {
             key: hop for (key, _), hop in zip(self._machine.hops, chain.hops, strict=True)
         }
         self._inputs = {key: History(self._position_bytes) for key in self._hops}
         self._links: dict[int, HopLink] = {}
-        self._readers: dict[int, asyncio.Task[None]] = {}
-        self._inbox: deque[Incoming] = deque()
-        self._came = asyncio.Event()
         self._waits = Waits(self._allowed)
         self._output = bytearray()
         self._owner = TaskOwner("chain")
+        self._inbox = Inbox(self._owner)
         self._story: list[str] = []
         self._on_story = on_story
         checked = self.config.checks.fraction > 0
@@ -103,8 +96,8 @@ class ChainSession:
             self.config.checks, self._router, self._pool, self._owner,
             arithmetic=self.chain[0].peer.arithmetic,
             hidden_size=self._hidden_size, max_length=self.max_length,
-            chunk_tokens=self.config.chunk_tokens, open_timeout=self.config.open_timeout,
-            tell=self._tell,
+            chunk_tokens=self.config.chunk_tokens or SIZES[-1],
+            open_timeout=self.config.open_timeout, tell=self._tell,
         )  # fmt: skip
         boundaries = [*self._inputs.values(), self._final]
         hops = zip(self._machine.hops, boundaries[:-1], boundaries[1:], strict=True)
@@ -163,10 +156,9 @@ class ChainSession:
         try:
             async with asyncio.timeout(seconds):
                 while self._ring.is_waiting:
-                    self._came.clear()
-                    await self._came.wait()
-                    while self._inbox:
-                        self._take(*self._inbox.popleft())
+                    await self._inbox.wait(None)
+                    for came in self._inbox.take():
+                        self._take(*came)
         except TimeoutError:
             return False
         return all(self._machine.is_linked(key) for key, _ in self._machine.hops[:-1])
@@ -185,6 +177,7 @@ class ChainSession:
             raise ValueError(f"{len(data)} bytes for {tokens} positions")
         if len(self._links) < len(self._hops) - len(self._machine.lost_hops):
             await self.open_links()
+        self._cut_into_chunks(tokens)
         self._machine.begin(start, tokens)
         for history in self._inputs.values():
             history.cut(start)
@@ -229,22 +222,24 @@ class ChainSession:
                 self._send(run)
             if not self._machine.lost_hops:
                 await self._next()
-                while self._inbox:
-                    self._take(*self._inbox.popleft())
+                for came in self._inbox.take():
+                    self._take(*came)
 
     async def _next(self) -> None:
         """Wait until something comes, or somebody is late."""
         now = time.monotonic()  # uvloop's own clock has milliseconds
         alarm = self._waits.update(self._machine.due(), now)
-        if self._inbox:
-            return
-        self._came.clear()
-        try:
-            async with asyncio.timeout(None if alarm is None else alarm - now):
-                await self._came.wait()
-        except TimeoutError:
+        if not await self._inbox.wait(None if alarm is None else alarm - now):
             for due, what in self._waits.alarms(time.monotonic()):
                 self._late(due, what)
+
+    def _cut_into_chunks(self, tokens: int) -> None:
+        """Choose the size of chunks for so many positions, by what was measured so far."""
+        if self.config.chunk_tokens is not None:
+            self._machine.chunk_tokens = self.config.chunk_tokens
+        elif tokens > SIZES[0]:
+            hops = paces(self.chain, self._router.costs)
+            self._machine.chunk_tokens = chunk_size(hops, tokens)
 
     def _allowed(self, due: Due) -> float:
         """Seconds that a hop may take for a run."""
@@ -365,27 +360,14 @@ class ChainSession:
     def _joined(self, key: int, link: HopLink) -> None:
         """A hop is open: read what it says."""
         self._links[key] = link
-        self._readers[key] = self._owner.spawn(self._read(key, link), name=f"hop {key}")
-
-    async def _read(self, key: int, link: HopLink) -> None:
-        while True:
-            event: HopEvent | PeerFailure | RemoteError
-            try:
-                event = await link.receive()
-            except (PeerFailure, RemoteError) as error:
-                event = error
-            self._inbox.append((key, link, event, time.monotonic()))
-            self._came.set()
-            if isinstance(event, PeerFailure | RemoteError):
-                return
+        self._inbox.read(key, link)
 
     def _lose(self, key: int, reason: str) -> bool:
         """A hop is gone. False if that was known."""
         link = self._links.pop(key, None)
         if link is not None:
             link.abort()
-        if (reader := self._readers.pop(key, None)) is not None:
-            reader.cancel()
+        self._inbox.leave(key)
         if self._ring is not None:
             self._ring.lost(key)
         if key not in self._hops or key in self._machine.lost_hops:
@@ -416,6 +398,7 @@ class ChainSession:
             self._joined(new, link)
             self._inputs[new] = History(self._position_bytes)
         self._inputs[keys[0]] = history
+        self._cut_into_chunks(len(history))
         if self.checks is not None:
             by = [(new, hop.span) for new, hop in zip(keys, chain.hops, strict=True)]
             self.checks.replaced(key, by, [self._inputs[new] for new in keys])

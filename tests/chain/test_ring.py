@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from swarmd.client.chain_session import ChainSession
+from swarmd.client.session_config import SessionConfig
 from swarmd.compute.ends import ModelEnds
 from swarmd.compute.engine import StepResult
 from swarmd.routing.edges import Route
@@ -189,7 +190,7 @@ def test_a_prefill_in_many_chunks_flows_from_hop_to_hop(
 ) -> None:
     async def work() -> None:
         async with swarm.running(SPANS), ring(swarm) as session:
-            session._machine.chunk_tokens = 2
+            session.config = SessionConfig(chunk_tokens=2)
             engine = swarm.peers[0].engine
             steps: list[int] = []
             original = engine.step
