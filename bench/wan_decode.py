@@ -1,11 +1,13 @@
 """Decode over a wide-area network: what trips cost, against the formula, and what drafts save.
 
 Five sites, all pairs alike: four daemons that share the model, and the client. At each round trip
-time, the time of a token minus what the peers computed is compared with S x RTT: the client asks
-each of S hops in turn (a hub). Then, at one round trip time, answers with and without drafts from
-the text itself, in turn, for a prompt whose answer repeats it and for one whose does not.
+time, the time of a token minus what the peers computed is compared with (S+1) x RTT / 2, for S hops
+that forward to one another (a ring), and with S x RTT, where the client asks each in turn (a hub);
+both in turn in the same run. Then, at one round trip time, answers in a ring with and without
+drafts from the text itself, in turn, for a prompt whose answer repeats it and for one whose does
+not.
 
-    python -m bench.wan_decode [--rtts 0,20,50,100,150] [--rounds 2] [--tokens 48] [--at 100]
+    python -m bench.wan_decode [--rtts 0,20,50,100,150] [--rounds 2] [--tokens 32] [--at 100]
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from bench.wan import Lab, Link, why_not
 SPANS = ("0:8", "8:15", "15:23", "23:30")
 PORT = 31337
 RATE = 100e6
+TRIPS = {"ring": (len(SPANS) + 1) / 2, "hub": float(len(SPANS))}
+"""Round trips a token, by route."""
 STORY = "The history of the steam engine begins in"
 TEXT = (
     "The mill stood at the bend of the river, where the water was deep and slow. Every morning the "
@@ -55,15 +59,22 @@ def serve(lab: Lab) -> None:
         site.wait_for("serving blocks")
 
 
-def trips(lab: Lab, rtts: list[float], rounds: int, tokens: int) -> dict[str, list[float]]:
-    """By round trip time in ms, seconds a token that are not computing, of each round."""
-    found: dict[str, list[float]] = {f"{rtt:g}": [] for rtt in rtts}
+def trips(
+    lab: Lab, rtts: list[float], rounds: int, tokens: int
+) -> dict[str, dict[str, list[float]]]:
+    """By route and round trip time in ms, seconds a token that are not computing, of each round."""
+    found: dict[str, dict[str, list[float]]] = {
+        route: {f"{rtt:g}": [] for rtt in rtts} for route in TRIPS
+    }
     for _ in range(rounds):
         for rtt in rtts:
             lab.set(Link(delay=rtt / 2e3, rate=RATE))
-            chain = answer(lab, STORY, tokens, 0)["chain"]
-            rest = chain["decode_seconds"] - chain["compute_seconds"] - chain["queue_seconds"]
-            found[f"{rtt:g}"].append(rest / chain["decode_steps"])
+            for route in TRIPS:
+                chain = answer(lab, STORY, tokens, 0, "--route", route)["chain"]
+                rest = chain["decode_seconds"] - chain["compute_seconds"] - chain["queue_seconds"]
+                found[route][f"{rtt:g}"].append(rest / chain["decode_steps"])
+                if (route == "ring") != bool(chain["forwarded"]):
+                    raise RuntimeError(f"{route}: {chain['forwarded']} steps were forwarded")
     return found
 
 
@@ -89,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rtts", default="0,20,50,100,150", help="milliseconds")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--at", type=float, default=100, help="RTT of the second part, ms")
     options = parser.parse_args()
     if (reason := why_not()) is not None:
@@ -99,21 +110,23 @@ def main() -> None:
         serve(lab)
         waited = trips(lab, rtts, options.rounds, options.tokens)
         drafted = drafts(lab, options.at, options.rounds, 2 * options.tokens)
-    medians = {rtt: 1e3 * statistics.median(values) for rtt, values in waited.items()}
-    base = medians.get("0", 0.0)
-    show(
-        f"a token through {len(SPANS)} hops at 100 Mbit/s, medians of {options.rounds}",
-        ("RTT, ms", "not computing, ms", "S x RTT, ms", "over it", "over it, less that at 0 ms"),
-        [
-            (
-                rtt,
-                f"{value:.1f}",
-                f"{len(SPANS) * float(rtt):.0f}",
-                f"{value / (len(SPANS) * float(rtt)) - 1:+.1%}" if float(rtt) else "-",
-                f"{(value - base) / (len(SPANS) * float(rtt)) - 1:+.1%}" if float(rtt) else "-",
+    rows = []
+    for rtt in rtts:
+        row = [f"{rtt:g}"]
+        for route, count in TRIPS.items():
+            value, base = (
+                1e3 * statistics.median(waited[route].get(one, [0.0])) for one in (f"{rtt:g}", "0")
             )
-            for rtt, value in medians.items()
-        ],
+            due = count * rtt
+            row += [f"{value:.1f}", f"{due:.0f}"]
+            row.append(f"{value / due - 1:+.1%}, {(value - base) / due - 1:+.1%}" if rtt else "-")
+        rows.append(tuple(row))
+    over = "over it, and less that at 0 ms"
+    show(
+        f"a token through {len(SPANS)} hops at 100 Mbit/s: ms that are not computing, medians of "
+        f"{options.rounds}",
+        ("RTT", "ring", "(S+1) x RTT / 2", over, "hub", "S x RTT", over),
+        rows,
     )
     rows = []
     for name, one in drafted.items():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from swarmd.blocks import Span
 from swarmd.client.chain_session import ChainSession, SessionConfig
@@ -14,7 +16,8 @@ from swarmd.client.spot_checks import CheckConfig
 from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.engine import Engine
 from swarmd.compute.model_folder import ModelFolder
-from swarmd.identity import Identity
+from swarmd.identity import Identity, PeerId
+from swarmd.node.edge import Successors
 from swarmd.node.limits import SessionLimits
 from swarmd.node.served import ServedModel
 from swarmd.node.sessions import SessionServer
@@ -40,8 +43,11 @@ class LocalPeer:
         *,
         kv_tokens: int = 4096,
         limits: SessionLimits | None = None,
+        peers: Sequence[LocalPeer] = (),
     ) -> None:
+        """`peers`: those to which sessions here may be linked; may be filled later."""
         self.folder = folder
+        self.peers = peers
         self.identity = Identity.generate()
         self.engine = Engine(blocks, kv_tokens=kv_tokens)
         self.desk = RelayDesk(PUBLIC_KEYS)
@@ -60,6 +66,8 @@ class LocalPeer:
             limits,
             desk=self.desk,
         )
+        self.edge_pool = Pool(Greeting(folder.model_id, self.identity))
+        self.server.successors = Successors(self.edge_pool, self._whereis)
         self.connections: set[Connection] = set()
         self.alive = True
         self.decode_us = 1000
@@ -69,6 +77,7 @@ class LocalPeer:
     async def __aenter__(self) -> LocalPeer:
         await self._stack.enter_async_context(self.engine)
         self._stack.callback(self.desk.close)
+        await self._stack.enter_async_context(self.edge_pool)
         self.owner = owner = await self._stack.enter_async_context(TaskOwner("peer"))
 
         def accept(connection: Connection) -> None:
@@ -120,6 +129,10 @@ class LocalPeer:
         self.hiding = self.owner.spawn(relayed.run(), name="relayed")
         return relayed
 
+    async def _whereis(self, peer_id: PeerId) -> Address | None:
+        found = [peer.address for peer in self.peers if peer.identity.peer_id == peer_id]
+        return found[0] if found else None
+
     def kill(self) -> None:
         self.alive = False
         self.desk.close()
@@ -129,6 +142,8 @@ class LocalPeer:
         self.plain_listener.close()
         for connection in self.connections:
             connection.abort()
+        for live in list(self.server._live):  # the links that it dialled itself
+            live._onward.close()
 
     @property
     def info(self) -> PeerInfo:
@@ -146,6 +161,18 @@ class LocalPeer:
             dtype=self.engine.blocks.dtype,
             quantization=self.engine.blocks.quantization,
         )
+
+
+def _shared(blocks: BlockSpan) -> BlockSpan:
+    """Blocks that the engines of several peers run, each on its own thread: one at a time."""
+    lock, run = threading.Lock(), blocks.run
+
+    def run_alone(*args: Any, **options: Any) -> Any:
+        with lock:
+            return run(*args, **options)
+
+    blocks.run = run_alone  # type: ignore[method-assign]
+    return blocks
 
 
 class LocalSwarm:
@@ -167,28 +194,22 @@ class LocalSwarm:
         limits: SessionLimits | None = None,
     ) -> AsyncIterator[LocalSwarm]:
         async with contextlib.AsyncExitStack() as stack:
+            kinds = quantizations or ["none"] * len(spans)
             self.peers = [
-                await stack.enter_async_context(
-                    LocalPeer(
-                        self.folder,
-                        self._load(span, quantization),
-                        kv_tokens=kv_tokens,
-                        limits=limits,
-                    )
-                )
-                for span, quantization in zip(
-                    spans, quantizations or ["none"] * len(spans), strict=True
-                )
+                LocalPeer(self.folder, self._load(span, kind), kv_tokens=kv_tokens, limits=limits)
+                for span, kind in zip(spans, kinds, strict=True)
             ]
+            for peer in self.peers:
+                peer.peers = self.peers
+                await stack.enter_async_context(peer)
             self.pool = await stack.enter_async_context(Pool(Greeting(self.folder.model_id)))
             self.router = self.new_router()
             yield self
 
     def _load(self, span: Span, quantization: str) -> BlockSpan:
         if (span, quantization) not in self._blocks:
-            self._blocks[span, quantization] = BlockSpan(
-                self.folder, span, dtype=self.dtype, quantization=quantization
-            )
+            blocks = BlockSpan(self.folder, span, dtype=self.dtype, quantization=quantization)
+            self._blocks[span, quantization] = _shared(blocks)
         return self._blocks[span, quantization]
 
     def new_router(self, quantization: str = "auto") -> Router:

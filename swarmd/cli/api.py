@@ -16,6 +16,7 @@ from swarmd.cli.options import (
     log_options,
     model_option,
     peer_option,
+    route_option,
     state_option,
     swarm_options,
 )
@@ -23,6 +24,7 @@ from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logg
 from swarmd.errors import UsageError
 from swarmd.invite import Invite
 from swarmd.peers import Address
+from swarmd.routing.edges import Route
 from swarmd.routing.query import CHAIN_QUANTIZATIONS
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class _Request:
     member: Membership
     lan: bool
     quantization: str
+    route: Route
     known: bool
     threads: int | None
     state_dir: Path | None
@@ -112,6 +115,7 @@ class _Request:
     show_default=True,
     help="Peers to use, by their weights; as in swarmd generate.",
 )
+@route_option
 @click.option(
     "--known",
     is_flag=True,
@@ -139,6 +143,7 @@ def command(
     max_body: int,
     chat_tokens: int,
     quantization: str,
+    route: Route,
     known: bool,
     threads: int | None,
     state_dir: Path | None,
@@ -169,8 +174,8 @@ def command(
         chat_tokens=chat_tokens,
     )
     request = _Request(
-        host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, known,
-        threads, state_dir,
+        host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, route,
+        known, threads, state_dir,
     )  # fmt: skip
     run(_until_signal(request, keys, limits))
 
@@ -211,6 +216,7 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
             n_blocks=folder.n_blocks,
             bytes_per_token=folder.hidden_size * 4,
             quantization=request.quantization,
+            route=request.route,
         )
         gateway = Gateway(folder, pool, router, limits=limits, threads=request.threads)
         async with gateway, serve_api(gateway, request.host, request.port, keys) as port:

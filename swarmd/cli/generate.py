@@ -21,6 +21,7 @@ from swarmd.cli.options import (
     model_option,
     peer_option,
     quantization_option,
+    route_option,
     state_option,
     swarm_options,
 )
@@ -28,6 +29,7 @@ from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logg
 from swarmd.errors import UsageError
 from swarmd.invite import Invite
 from swarmd.peers import Address
+from swarmd.routing.edges import Route
 from swarmd.state import StateFolder
 
 __all__ = ["Request", "command"]
@@ -48,6 +50,7 @@ class Request:
     wait: float
     verify: float
     quantization: str
+    route: Route
     speculate: int | None
     draft: str | None
     as_json: bool
@@ -90,6 +93,7 @@ class Request:
     "answer is redone from its first wrong output.",
 )
 @quantization_option
+@route_option
 @click.option(
     "--speculate",
     type=click.IntRange(0, 32),
@@ -136,6 +140,7 @@ def command(
     wait: float,
     verify: float,
     quantization: str,
+    route: Route,
     speculate: int | None,
     draft: str | None,
     known: bool,
@@ -162,8 +167,8 @@ def command(
         prompt = sys.stdin.read()
     request = Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, quantization, speculate, draft, as_json, threads, state_dir,
-        known,
+        chat, system, wait, verify, quantization, route, speculate, draft, as_json, threads,
+        state_dir, known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -221,6 +226,7 @@ async def _generate(request: Request, sampling: Any) -> None:
             n_blocks=folder.n_blocks,
             bytes_per_token=folder.hidden_size * 4,
             quantization=request.quantization,
+            route=request.route,
         )
         for liar in liars:
             router.convict(liar)
@@ -271,7 +277,9 @@ async def _generate(request: Request, sampling: Any) -> None:
                 stopped=lambda: answer.stopped,
                 drafting=drafting,
             )
-            predicted = sum(chain_price(session.chain, router.costs), Price()).seconds
+            predicted = sum(
+                chain_price(session.chain, router.costs, mode=router.mode), Price()
+            ).seconds
             ready = time.perf_counter()
             async for event in events:
                 if isinstance(event, Withdrawn):

@@ -66,6 +66,7 @@ def report(
                         "decode_seconds": round(session.statistics.decode_seconds, 5),
                         "compute_seconds": round(session.statistics.compute_seconds, 5),
                         "queue_seconds": round(session.statistics.queue_seconds, 5),
+                        "forwarded": session.statistics.forwarded,
                         "wire_bytes": session.statistics.wire_bytes,
                     },
                 },

@@ -22,6 +22,7 @@ __all__ = [
     "model_option",
     "peer_option",
     "quantization_option",
+    "route_option",
     "state_option",
     "swarm_key_option",
     "swarm_options",
@@ -78,6 +79,17 @@ def quantization_option(command: F) -> F:
         show_default=True,
         help="Peers to use, by their weights: all of one kind (auto mixes kinds if there is no "
         "other way, one never does), any, or the named kind only.",
+    )(command)
+
+
+def route_option(command: F) -> F:
+    return click.option(
+        "--route",
+        type=click.Choice(["auto", "ring", "hub"]),
+        default="auto",
+        show_default=True,
+        help="Whether peers of a chain forward to one another (ring) or each answers the client "
+        "(hub). auto: a ring, but for links that are longer than the way by the client.",
     )(command)
 
 

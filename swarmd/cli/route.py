@@ -16,6 +16,7 @@ from swarmd.cli.options import (
     model_option,
     peer_option,
     quantization_option,
+    route_option,
     state_option,
     swarm_options,
 )
@@ -23,6 +24,7 @@ from swarmd.cli.route_table import as_json, show
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging
 from swarmd.invite import Invite
 from swarmd.peers import Address
+from swarmd.routing.edges import Route
 
 __all__ = ["command"]
 
@@ -32,6 +34,7 @@ __all__ = ["command"]
 @peer_option
 @swarm_options
 @quantization_option
+@route_option
 @click.option(
     "--tokens",
     type=click.IntRange(1, 1 << 20),
@@ -54,6 +57,7 @@ def command(
     swarm_key: Path | None,
     no_lan: bool,
     quantization: str,
+    route: Route,
     tokens: int,
     explain: bool,
     json_wanted: bool,
@@ -69,7 +73,9 @@ def command(
     set_up_logging(log_format, verbose=verbose, quiet=True)
     prepare_libraries()
     member = membership(peers, invites, swarm_key)
-    name, router, found = run(_choose(model, member, not no_lan, quantization, tokens, state_dir))
+    name, router, found = run(
+        _choose(model, member, not no_lan, quantization, route, tokens, state_dir)
+    )
     if json_wanted:
         click.echo(json.dumps(as_json(name, router, found, tokens), indent=1))
     else:
@@ -81,6 +87,7 @@ async def _choose(
     member: Membership,
     lan: bool,
     quantization: str,
+    route: Route,
     tokens: int,
     state_dir: Path | None,
 ) -> tuple[str, Any, Any]:
@@ -105,6 +112,7 @@ async def _choose(
             n_blocks=folder.n_blocks,
             bytes_per_token=folder.hidden_size * 4,
             quantization=quantization,
+            route=route,
         )
         for liar in liars:
             router.convict(liar)

@@ -3,6 +3,10 @@
 The replay machine (:mod:`swarmd.routing.replay`) says which hop runs which positions; this object
 carries that out over connections and puts replacements in the place of hops that fail. What is
 kept for it here is the input of every hop, so that only the lost span is run again.
+
+Each hop's link is read by a task, which puts what comes into one inbox. A step sends what the
+machine says, takes what comes, and looks after who is late (:mod:`swarmd.routing.waits`) until its
+positions have left the last hop. Copies of a ring that come later wait for the next step.
 """
 
 from __future__ import annotations
@@ -10,19 +14,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from swarmd.client.hop_link import HopLink
+from swarmd.client.hop_link import HopEvent, HopLink, HopOutput, Refused
+from swarmd.client.inbox import Inbox
+from swarmd.client.repair import Repair, all_of
+from swarmd.client.ring_links import RingLinks
 from swarmd.client.router import Router
 from swarmd.client.session_config import Recovery, SessionConfig, SessionStatistics
 from swarmd.client.spot_checks import SpotChecks
-from swarmd.errors import NoRoute, OutputWithdrawn, PeerFailure, RemoteError, ReplayExhausted
+from swarmd.errors import BadOutput, OutputWithdrawn, PeerFailure, PeerTimeout, RemoteError
 from swarmd.routing.chain import Chain, Hop
+from swarmd.routing.chunks import SIZES, chunk_size, paces
 from swarmd.routing.history import History
-from swarmd.routing.losses import Losses, Verdict
-from swarmd.routing.replay import Replay, Run
+from swarmd.routing.replay import Due, OutOfOrder, Replay, Run
+from swarmd.routing.waits import Alarm, Waits
 from swarmd.tasks import TaskOwner
+from swarmd.wire.messages import Linked, Unlinked
 from swarmd.wire.pool import Pool
 from swarmd.wire.tensors import ITEM_BYTES, TensorMeta, choose_codec
 
@@ -59,33 +67,37 @@ class ChainSession:
         self._pool = pool
         self._hidden_size = hidden_size
         self._position_bytes = hidden_size * ITEM_BYTES[self.dtype]
-        self._machine = Replay(
-            [hop.span for hop in chain.hops], chunk_tokens=self.config.chunk_tokens
-        )
+        self._machine = Replay([hop.span for hop in chain.hops])
         self._hops = {
             key: hop for (key, _), hop in zip(self._machine.hops, chain.hops, strict=True)
         }
         self._inputs = {key: History(self._position_bytes) for key in self._hops}
         self._links: dict[int, HopLink] = {}
+        self._waits = Waits(self._allowed)
         self._output = bytearray()
         self._owner = TaskOwner("chain")
+        self._inbox = Inbox(self._owner)
         self._story: list[str] = []
         self._on_story = on_story
-        self._losses = Losses(
-            max_losses=self.config.max_losses,
-            patience=max(self.config.busy_patience, self.config.wait),
-        )
+        checked = self.config.checks.fraction > 0
+        self._repair = Repair(
+            router, pool, self.config,
+            max_length=max_length, mixing=not checked, tell=self._tell, story=self._story,
+        )  # fmt: skip
+        # A hop that is to be checked gets its inputs from here: else who feeds it something other
+        # than what it shows to us would have it convicted.
+        self._ring = None if checked else RingLinks(router, self._machine)
         self._lost_since: dict[int, tuple[float, str]] = {}
         self._final = History(self._position_bytes)  # only kept for spot checks
-        self.checks = self._new_checks() if self.config.checks.fraction > 0 else None
+        self.checks = self._new_checks() if checked else None
 
     def _new_checks(self) -> SpotChecks:
         checks = SpotChecks(
             self.config.checks, self._router, self._pool, self._owner,
             arithmetic=self.chain[0].peer.arithmetic,
             hidden_size=self._hidden_size, max_length=self.max_length,
-            chunk_tokens=self.config.chunk_tokens, open_timeout=self.config.open_timeout,
-            tell=self._tell,
+            chunk_tokens=self.config.chunk_tokens or SIZES[-1],
+            open_timeout=self.config.open_timeout, tell=self._tell,
         )  # fmt: skip
         boundaries = [*self._inputs.values(), self._final]
         hops = zip(self._machine.hops, boundaries[:-1], boundaries[1:], strict=True)
@@ -120,6 +132,37 @@ class ChainSession:
                     link.abort()
             self._links.clear()
 
+    async def open_links(self) -> None:
+        """Connect to all hops at once, before the first step. A hop that fails is replaced."""
+        self._repair.begin()
+
+        async def open_one(key: int, hop: Hop) -> None:
+            try:
+                self._joined(key, await self._repair.open(hop))
+            except (PeerFailure, RemoteError) as error:
+                self._failed(key, error)
+
+        hops = [one for one in self._hops.items() if one[0] not in self._links]
+        await all_of(open_one(key, hop) for key, hop in hops)
+        for key in self._machine.lost_hops:
+            await self._replace(key, 0)
+        self._ask_for_links()
+
+    async def wait_for_links(self, seconds: float) -> bool:
+        """Wait until the hops have answered whether they forward to one another, `seconds` at most;
+        a step need not wait for that. Returns whether all of them do. Not during a step."""
+        if self._ring is None:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                while self._ring.is_waiting:
+                    await self._inbox.wait(None)
+                    for came in self._inbox.take():
+                        self._take(*came)
+        except TimeoutError:
+            return False
+        return all(self._machine.is_linked(key) for key, _ in self._machine.hops[:-1])
+
     async def step(self, start: int, data: bytes, tokens: int) -> bytes:
         """Run `tokens` positions from `start` on; `data` is their hidden states as raw bytes.
 
@@ -132,6 +175,9 @@ class ChainSession:
         self._withdraw(start)
         if len(data) != tokens * self._position_bytes:
             raise ValueError(f"{len(data)} bytes for {tokens} positions")
+        if len(self._links) < len(self._hops) - len(self._machine.lost_hops):
+            await self.open_links()
+        self._cut_into_chunks(tokens)
         self._machine.begin(start, tokens)
         for history in self._inputs.values():
             history.cut(start)
@@ -140,7 +186,7 @@ class ChainSession:
             self.checks.cut(start)
         self._output.clear()
         self._inputs[self._machine.hops[0][0]].append(data)
-        self._losses.begin()
+        self._repair.begin()
         began = time.perf_counter()
         await self._carry_out(start)
         if tokens == 1:
@@ -161,82 +207,145 @@ class ChainSession:
             return
         for key, hop in self._hops.items():
             if hop.peer.peer_id in self.checks.convicted and key not in self._machine.lost_hops:
-                self._drop(key)
-                self._machine.lost(key)
-                self._lost_since[key] = (time.perf_counter(), "its outputs were wrong")
+                self._lose(key, "its outputs were wrong")
         lie = self.checks.lie_at
         if lie is not None and lie < start:
             raise OutputWithdrawn(lie)
 
-    async def _carry_out(self, position: int) -> None:
-        under_way: dict[asyncio.Task[None], int] = {}
-        try:
-            while not self._machine.complete:
-                for key in self._machine.lost_hops:
-                    await self._replace(key, position)
-                runs = self._machine.runnable()
-                if len(runs) == 1 and not under_way:
-                    await self._run(runs[0])  # a decode step needs no task
-                    continue
-                for run in runs:
-                    task = self._owner.spawn(self._run(run), name=f"hop {run.hop}", errors="log")
-                    under_way[task] = run.hop
-                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    del under_way[task]
-                    task.result()
-        finally:
-            for task in under_way:
-                task.cancel()
-            if under_way:
-                await asyncio.wait(under_way)
+    # ---- a step -------------------------------------------------------------------------------
 
-    async def _run(self, run: Run) -> None:
-        """Run positions on a hop; a failure that may be mended marks the hop as lost."""
-        hop = self._hops[run.hop]
-        tokens = run.end - run.start
+    async def _carry_out(self, position: int) -> None:
+        while not self._machine.complete:
+            for key in self._machine.lost_hops:
+                await self._replace(key, position)
+            for run in self._machine.runnable():
+                self._send(run)
+            if not self._machine.lost_hops:
+                await self._next()
+                for came in self._inbox.take():
+                    self._take(*came)
+
+    async def _next(self) -> None:
+        """Wait until something comes, or somebody is late."""
+        now = time.monotonic()  # uvloop's own clock has milliseconds
+        alarm = self._waits.update(self._machine.due(), now)
+        if not await self._inbox.wait(None if alarm is None else alarm - now):
+            for due, what in self._waits.alarms(time.monotonic()):
+                self._late(due, what)
+
+    def _cut_into_chunks(self, tokens: int) -> None:
+        """Choose the size of chunks for so many positions, by what was measured so far."""
+        if self.config.chunk_tokens is not None:
+            self._machine.chunk_tokens = self.config.chunk_tokens
+        elif tokens > SIZES[0]:
+            hops = paces(self.chain, self._router.costs)
+            self._machine.chunk_tokens = chunk_size(hops, tokens)
+
+    def _allowed(self, due: Due) -> float:
+        """Seconds that a hop may take for a run."""
+        hop = self._hops[due.hop]
+        return self._router.deadlines.deadline(
+            hop.peer.peer_id, due.tokens, len(hop.span), hop.peer
+        )
+
+    def _late(self, due: Due, what: Alarm) -> None:
+        hop, peer_id = self._hops[due.hop], self._hops[due.hop].peer.peer_id
+        seconds = f"within {self._waits.allowed(due.hop, due.number):.1f} s"
+        if what is Alarm.HOP:
+            late = f"{peer_id.short} at {hop.peer.address}: no answer {seconds}"
+            self._failed(due.hop, PeerTimeout(late, peer=peer_id))
+        elif what is Alarm.LINK:
+            self._unlink_before(due.hop, f"nothing came from it {seconds}")
+        else:
+            try:
+                self._links[due.hop].ping()
+            except PeerFailure as error:
+                self._failed(due.hop, error)
+
+    def _unlink_before(self, key: int, reason: str) -> None:
+        if self._ring is not None:
+            self._ring.broken(self._before(key), self._hops, reason)
+
+    def _before(self, key: int) -> int:
+        keys = [key for key, _ in self._machine.hops]
+        return keys[keys.index(key) - 1]
+
+    def _send(self, run: Run) -> None:
+        """Send positions to a hop, and have the others on their path expected to answer."""
+        tokens, hop = run.end - run.start, self._hops[run.hop]
+        link = self._links.get(run.hop)
+        if link is None:  # lost while this was said
+            return
+        path = [self._allowed(Due(key, run.number, tokens, False)) for key in run.path]
+        data = self._inputs[run.hop].read(run.start, run.end)
+        meta = TensorMeta(self.dtype, (1, tokens, self._hidden_size))
         try:
-            link = self._links.get(run.hop)
-            if link is None:
-                link = await self._open(run.hop, hop)
-            data = self._inputs[run.hop].read(run.start, run.end)
-            meta = TensorMeta(self.dtype, (1, tokens, self._hidden_size))
-            output = await link.step(
+            link.post(
+                run.number,
                 run.start,
                 data,
                 meta,
                 codec=choose_codec(len(data), self._router.bandwidth(hop.peer)),
-                deadline=self._router.deadlines.deadline(
-                    hop.peer.peer_id, tokens, len(hop.span), hop.peer
-                ),
+                deadline=sum(path) * self._machine.under_way(run.hop),
+                forward=len(path) - 1,
             )
         except (PeerFailure, RemoteError) as error:
             self._failed(run.hop, error)
             return
-        except asyncio.CancelledError:  # what the peer has cached is unknown now
-            self._drop(run.hop)
-            self._machine.lost(run.hop)
-            raise
-        self._router.observe_step(
-            hop.peer,
-            tokens=tokens,
-            blocks=len(hop.span),
-            seconds=output.seconds,
-            compute_seconds=output.compute_seconds,
-            queue_seconds=output.queue_seconds,
-            wire_bytes=output.wire_bytes,
-        )
-        keep = self._machine.finished(run)
+        for key in run.path[1:]:
+            self._links[key].expect(run.number, meta)
+
+    def _take(
+        self, key: int, link: HopLink, event: HopEvent | PeerFailure | RemoteError, at: float
+    ) -> None:
+        if self._links.get(key) is not link:
+            return  # of a hop that was replaced since
+        self._waits.heard(key)
+        if isinstance(event, HopOutput):
+            self._keep(key, event, at)
+        elif isinstance(event, Refused):
+            fed = self._machine.expected(key, event.number)
+            if fed and not event.error.transient:  # perhaps for what the hop before gave it
+                self._unlink_before(key, str(event.error))
+            elif fed is not None:
+                self._failed(key, event.error)
+        elif isinstance(event, Linked | Unlinked):
+            if self._ring is not None:
+                self._ring.answered(key, self._hops, event)
+        elif isinstance(event, PeerFailure | RemoteError):
+            self._failed(key, event)
+
+    def _keep(self, key: int, output: HopOutput, at: float) -> None:
+        """Keep what is new of an output."""
+        hop = self._hops[key]
+        try:
+            keep = self._machine.finished(key, output.number)
+        except OutOfOrder as error:
+            self._failed(key, BadOutput(f"{hop.peer.peer_id.short}: {error}"))
+            return
         if keep is None:
             return
+        since = self._waits.since(key, output.number)
+        if since is not None:
+            self._router.observe_step(
+                hop.peer,
+                tokens=keep.tokens,
+                blocks=len(hop.span),
+                seconds=at - since,
+                compute_seconds=output.compute_seconds,
+                queue_seconds=output.queue_seconds,
+                wire_bytes=output.wire_bytes,
+                source=self._hops[self._before(key)].peer if keep.fed else None,
+            )
         self.statistics.wire_bytes += output.wire_bytes
-        if tokens == 1:
+        if keep.tokens == 1:
             self.statistics.compute_seconds += output.compute_seconds
             self.statistics.queue_seconds += output.queue_seconds
-        self.statistics.replayed_positions += keep.start - run.start
+        self.statistics.forwarded += keep.fed
+        self.statistics.replayed_positions += keep.start - keep.first
         if keep.start < keep.end:
-            offset = (keep.start - run.start) * self._position_bytes
-            new = memoryview(output.data)[offset:]
+            rows = slice(*(self._position_bytes * (p - keep.first) for p in (keep.start, keep.end)))
+            new = memoryview(output.data)[rows]
             if keep.after is None:
                 self._output += new
                 if self.checks is not None:
@@ -244,61 +353,52 @@ class ChainSession:
             else:
                 self._inputs[keep.after].append(new)
             if self.checks is not None:
-                self.checks.produced(run.hop, keep.start, keep.end, hop.peer.peer_id)
+                self.checks.produced(key, keep.start, keep.end, hop.peer.peer_id)
 
-    async def _open(self, key: int, hop: Hop) -> HopLink:
-        link = await self._dial(hop)
-        if self._hops.get(key) is not hop:  # replaced meanwhile
-            link.abort()
-            raise PeerFailure(f"{hop} was replaced meanwhile", peer=hop.peer.peer_id)
+    # ---- hops that come and go ----------------------------------------------------------------
+
+    def _joined(self, key: int, link: HopLink) -> None:
+        """A hop is open: read what it says."""
         self._links[key] = link
-        return link
+        self._inbox.read(key, link)
 
-    def _drop(self, key: int) -> None:
+    def _lose(self, key: int, reason: str) -> bool:
+        """A hop is gone. False if that was known."""
         link = self._links.pop(key, None)
         if link is not None:
             link.abort()
+        self._inbox.leave(key)
+        if self._ring is not None:
+            self._ring.lost(key)
+        if key not in self._hops or key in self._machine.lost_hops:
+            return False
+        self._machine.lost(key)
+        self._lost_since[key] = (time.perf_counter(), reason)
+        return True
 
     def _failed(self, key: int, error: PeerFailure | RemoteError) -> None:
         """A hop failed: mark it as lost, and remember why. Raises what ends the session."""
-        self._drop(key)
-        hop = self._hops.get(key)
-        if hop is None or not self._machine.lost(key):
-            return
-        self._lost_since[key] = (time.perf_counter(), str(error))
-        self._tell(f"{hop} lost: {error}")
-        self._count(hop, error)
-
-    def _count(self, hop: Hop, error: PeerFailure | RemoteError) -> None:
-        """One more failure in this step. Raises ReplayExhausted, or what two peers agree on."""
-        self._router.observe_failure(hop.peer, error)
-        verdict = self._losses.failed(hop.peer.peer_id, error, self._router.clock.monotonic())
-        if verdict is Verdict.BELIEVE:
-            raise error
-        if verdict is not Verdict.GO_ON:
-            raise ReplayExhausted(f"gave up: {verdict.value}:", story=self._story) from error
+        idle = key in self._links and not self._machine.under_way(key)
+        if idle and self._links[key].rested and isinstance(error, PeerFailure):
+            error = self._links[key].ended_idle()
+        if self._lose(key, str(error)):
+            self._tell(f"{self._hops[key]} lost: {error}")
+            self._repair.count(self._hops[key], error)
 
     async def _replace(self, key: int, position: int) -> None:
-        """Find and open replacements for a lost hop. Raises NoRoute, ReplayExhausted."""
+        """Put replacements in the place of a lost hop. Raises NoRoute, ReplayExhausted."""
         lost = self._hops[key]
         since, reason = self._lost_since.pop(key, (time.perf_counter(), "the step was cancelled"))
-        while True:
-            chain = await self._find_replacement(lost)
-            try:
-                links = await self._open_all(chain.hops)
-            except _OpeningFailed as failure:
-                self._tell(f"{failure.hop} did not open: {failure.error}")
-                self._count(failure.hop, failure.error)
-                continue
-            break
+        chain, links = await self._repair.replacement(lost)
         history = self._inputs.pop(key)
         del self._hops[key]
         keys = self._machine.replace(key, [hop.span for hop in chain.hops])
         for new, hop, link in zip(keys, chain.hops, links, strict=True):
             self._hops[new] = hop
-            self._links[new] = link
+            self._joined(new, link)
             self._inputs[new] = History(self._position_bytes)
         self._inputs[keys[0]] = history
+        self._cut_into_chunks(len(history))
         if self.checks is not None:
             by = [(new, hop.span) for new, hop in zip(keys, chain.hops, strict=True)]
             self.checks.replaced(key, by, [self._inputs[new] for new in keys])
@@ -308,92 +408,14 @@ class ChainSession:
         before, now = lost.peer.quantization, " and ".join(chain.quantizations)
         if now != before:
             self._tell(f"quantization {now}, before {before}: the answer may differ from here on")
+        self._ask_for_links()
 
-    async def _find_replacement(self, lost: Hop) -> Chain:
-        def tell_waiting(error: NoRoute) -> None:
-            self._tell(f"waiting up to {self.config.wait:g} s: {error}")
-
-        try:
-            chain = await self._router.choose_fresh(
-                lost.span,
-                arithmetic=lost.peer.arithmetic,
-                kv_needed=self.max_length,
-                without=lambda: self._losses.left_out(self._router.clock.monotonic()),
-                spent=self._losses.spent,
-                urgent=True,
-                wait=self.config.wait,
-                mixing=self.checks is None,
-                on_waiting=tell_waiting,
-            )
-        except NoRoute as error:
-            if self._losses.refusal is not None:  # the blocks are there; this is the reason
-                raise self._losses.refusal from error
-            raise
-        self._losses.spend(self._router.banned(chain))
-        pause = self._router.pause_before(chain)
-        if pause > 0:  # nobody else holds these blocks: come back when the peer said
-            self._tell(f"{chain.describe()} is busy; trying again in {pause:.1f} s")
-            await asyncio.sleep(pause)
-        return chain
-
-    async def open_links(self) -> None:
-        """Connect to all hops at once, before the first step. A hop that fails is replaced."""
-        hops = list(self._hops.items())
-        self._losses.begin()
-
-        async def open_one(key: int, hop: Hop) -> None:
-            try:
-                await self._open(key, hop)
-            except (PeerFailure, RemoteError) as error:
-                self._failed(key, error)
-
-        await _all(open_one(key, hop) for key, hop in hops)
-        for key in self._machine.lost_hops:
-            await self._replace(key, 0)
-
-    async def _dial(self, hop: Hop) -> HopLink:
-        return await HopLink.open(
-            hop.peer,
-            hop.span,
-            self._pool,
-            max_length=self.max_length,
-            timeout=self.config.open_timeout,
-        )
-
-    async def _open_all(self, hops: Sequence[Hop]) -> list[HopLink]:
-        """Links to all of `hops`, or to none. Raises _OpeningFailed."""
-        opened: dict[int, HopLink] = {}
-
-        async def dial(index: int, hop: Hop) -> None:
-            try:
-                opened[index] = await self._dial(hop)
-            except (PeerFailure, RemoteError) as error:
-                raise _OpeningFailed(hop, error) from error
-
-        try:
-            await _all(dial(index, hop) for index, hop in enumerate(hops))
-        except BaseException:
-            for link in opened.values():
-                link.abort()
-            raise
-        return [opened[index] for index in range(len(hops))]
+    def _ask_for_links(self) -> None:
+        if self._ring is not None:
+            self._ring.ask(self._hops, self._links)
 
     def _tell(self, line: str) -> None:
         self._story.append(line)
         log.info("%s", line)
         if self._on_story is not None:
             self._on_story(line)
-
-
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all to their end; then raise the first error."""
-    for result in await asyncio.gather(*works, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
-
-
-class _OpeningFailed(Exception):
-    def __init__(self, hop: Hop, error: PeerFailure | RemoteError) -> None:
-        super().__init__(str(error))
-        self.hop = hop
-        self.error = error

@@ -27,8 +27,9 @@ from swarmd.identity import PeerId
 from swarmd.peers import QUANTIZATIONS, Arithmetic, ModelId, PeerInfo
 from swarmd.routing.candidates import Candidate, candidates
 from swarmd.routing.chain import Chain, Hop
-from swarmd.routing.cost import CostModel, Costs, Measurements
+from swarmd.routing.cost import CostModel, Costs, Measurements, Mode
 from swarmd.routing.dijkstra import best_chain, find_chain
+from swarmd.routing.edges import Edges, Route
 from swarmd.routing.health import Deadlines, Health, RttTable
 from swarmd.routing.probe import probe_rtts
 from swarmd.routing.query import RouteQuery, mixings
@@ -62,7 +63,8 @@ class RouterConfig:
 class Router:
     """Chains for one model. `fetch` reads the announcements; `ping` measures one peer's RTT.
 
-    `quantization` is one of CHAIN_QUANTIZATIONS in :mod:`swarmd.routing.query`.
+    `quantization` is one of CHAIN_QUANTIZATIONS in :mod:`swarmd.routing.query`. `route`: whether
+    hops forward to one another: where that is cheaper (`auto`), wherever they can, or not at all.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Router:
         n_blocks: int,
         bytes_per_token: int,
         quantization: str = "auto",
+        route: Route = "auto",
         config: RouterConfig | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -86,6 +89,8 @@ class Router:
         self.rtts = RttTable()
         self.view = View.of((), n_blocks, model_id=model_id, model_name=model_name)
         self.quantization = quantization
+        self.route = route
+        self.edges = Edges()
         self._fetch = fetch
         self._ping = ping
         self._rng = rng or random.Random()
@@ -166,6 +171,11 @@ class Router:
         return candidates(lambda one: self._search(one, None, mixed), self.costs, query)
 
     @property
+    def mode(self) -> Mode:
+        """How chains are priced."""
+        return "hub" if self.route == "hub" else "ring"
+
+    @property
     def costs(self) -> Costs:
         """Prices by what was measured so far."""
         return Costs(self._cost_model, self._measurements())
@@ -179,6 +189,7 @@ class Router:
             avoid=self.health.avoid(now),
             kv_needed=kv_needed,
             wall=self.clock.wall(),
+            mode=self.mode,
         )
 
     def _search(
@@ -323,26 +334,35 @@ class Router:
         compute_seconds: float,
         queue_seconds: float,
         wire_bytes: int,
+        source: PeerInfo | None = None,
     ) -> None:
-        """A step succeeded: the peer is healthy, and this is how fast it and its link are."""
+        """A step succeeded: the peer is healthy, and this is how fast it and its link are.
+
+        Of one that `source` fed to it, `seconds` are from the coming of that one's answer to this
+        one's: they say nothing of the link.
+        """
         self.health.succeeded(peer.peer_id)
         self.deadlines.observe(peer.peer_id, tokens, blocks, seconds)
         # The shares are the peer's claim, their sum is our clock's: what it calls waiting is priced
         # as its work, and what it leaves out as its link, so that no claim hides any time.
         busy = min(seconds, compute_seconds + queue_seconds)
+        if source is not None:
+            busy = max(busy, seconds - self._fed_way(source, peer))
         link = seconds - busy
         if tokens == 1:
             self._step_us[peer.peer_id] = _smoothed(
                 self._step_us.get(peer.peer_id), 1e6 * busy / blocks
             )
-            self.rtts.observe(peer.peer_id, link)
+            if source is None:
+                self.rtts.observe(peer.peer_id, link)
             return
         rtt = self.rtts.get(peer.peer_id) or 0.0
-        if wire_bytes > 1 << 18 and link > rtt:
+        if source is None and wire_bytes > 1 << 18 and link > rtt:
             self._bandwidth[peer.peer_id] = _smoothed(
                 self._bandwidth.get(peer.peer_id), wire_bytes / (link - rtt)
             )
         rest = max(0.0, seconds - rtt - wire_bytes / self.bandwidth(peer))
+        rest = rest if source is None else busy
         self._prefill_us[peer.peer_id] = _smoothed(
             self._prefill_us.get(peer.peer_id), 1e6 * rest / (tokens * blocks)
         )
@@ -367,6 +387,29 @@ class Router:
         if error.blames_peer or isinstance(error, DeadlineExceeded):
             self.deadlines.timed_out(peer.peer_id)
 
+    def _fed_way(self, source: PeerInfo, peer: PeerInfo) -> float:
+        """Seconds by which an answer of `peer` comes later than the one of `source` that fed it,
+        apart from what the peer does."""
+        edge = self.costs.edge_rtt(source, peer.peer_id) or 0.0
+        ways = [self.rtts.get(one.peer_id) or 0.0 for one in (peer, source)]
+        return max(0.0, edge + ways[0] - ways[1]) / 2
+
+    def observe_edge(self, source: PeerInfo, target: PeerInfo, seconds: float) -> None:
+        """A link from hop to hop was made; `source` says that a round trip takes so long."""
+        self.edges.measured(source.peer_id, target.peer_id, seconds)
+
+    def edge_failed(self, source: PeerInfo, target: PeerInfo) -> None:
+        """A link from hop to hop could not be made, or broke: nobody is blamed."""
+        self.edges.failed(source.peer_id, target.peer_id, self.clock.monotonic())
+
+    def wants_edge(self, source: PeerInfo, target: PeerInfo) -> bool:
+        """Whether a link between these hops should be tried, or used."""
+        if self.route == "hub" or self.edges.is_bad(
+            source.peer_id, target.peer_id, self.clock.monotonic()
+        ):
+            return False
+        return self.route == "ring" or self.costs.forwards(source, target.peer_id)
+
     def step_seconds(self, hop: Hop) -> float:
         """Seconds that one token takes at a hop, link included: measured over the last steps, or
         as announced where nothing is."""
@@ -390,6 +433,7 @@ class Router:
             bandwidth=dict(self._bandwidth),
             step_us=dict(self._step_us),
             prefill_us=dict(self._prefill_us),
+            edge_rtt=self.edges.rtts(self.clock.monotonic()),
         )
 
 

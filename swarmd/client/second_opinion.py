@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from swarmd.blocks import Span
 from swarmd.client.hop_link import HopLink
 from swarmd.client.router import Router
@@ -47,6 +49,7 @@ class SecondOpinion:
         self._until = min(start + chunk_tokens, end)
         tokens, blocks = self._until - start, len(self.span)
         data = inputs.read(start, self._until)
+        began = time.monotonic()
         output = await self._link.step(
             start,
             data,
@@ -58,7 +61,7 @@ class SecondOpinion:
             self.peer,
             tokens=tokens,
             blocks=blocks,
-            seconds=output.seconds,
+            seconds=time.monotonic() - began,
             compute_seconds=output.compute_seconds,
             queue_seconds=output.queue_seconds,
             wire_bytes=output.wire_bytes,

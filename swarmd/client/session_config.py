@@ -16,8 +16,9 @@ class SessionConfig:
 
     open_timeout: float = 5.0
     """To connect and open a session at one hop; a dead address costs at most this."""
-    chunk_tokens: int = 512
-    """Positions in one step of a prefill or a replay."""
+    chunk_tokens: int | None = None
+    """Positions in one step of a prefill or a replay; None: by the pace of hops and links
+    (:mod:`swarmd.routing.chunks`)."""
     max_losses: int = 16
     """Hops that may be lost within one step before the session gives up."""
     busy_patience: float = 30.0
@@ -51,3 +52,5 @@ class SessionStatistics:
     compute_seconds: float = 0.0
     queue_seconds: float = 0.0
     wire_bytes: int = 0
+    forwarded: int = 0
+    """Outputs of steps that came to their hop from the one before, not from here."""

@@ -16,6 +16,7 @@ from swarmd.errors import BootstrapFailed, NoRoute
 from swarmd.identity import Identity, PeerId
 from swarmd.peers import Address, ModelId
 from swarmd.routing.chain import Chain
+from swarmd.routing.edges import Route
 from swarmd.state import StateFolder
 from swarmd.swarm_key import PUBLIC_KEYS, KeyRing
 from swarmd.wire.ping import ping
@@ -120,6 +121,7 @@ class SwarmClient:
         n_blocks: int,
         bytes_per_token: int,
         quantization: str = "auto",
+        route: Route = "auto",
     ) -> Router:
         """A router for one model over this client's DHT and `pool`."""
         return Router(
@@ -130,6 +132,7 @@ class SwarmClient:
             n_blocks=n_blocks,
             bytes_per_token=bytes_per_token,
             quantization=quantization,
+            route=route,
             rng=self._rng,
         )
 

@@ -45,6 +45,7 @@ from swarmd.identity import Identity, PeerId
 from swarmd.node.announced import Announced
 from swarmd.node.announcer import Announcer
 from swarmd.node.dtype_choice import choose_dtype, measured_dtype
+from swarmd.node.edge import KnownPeers, Successors
 from swarmd.node.joining import Claims, block_count, choose_blocks
 from swarmd.node.limits import SessionLimits
 from swarmd.node.meeting import Meeting
@@ -152,7 +153,7 @@ class Daemon:
                 announced.span = await self._claim(directory, announcer, announced)
                 renewing = services.spawn(announcer.run(), name="announcer")
                 door = Door(identity, config.keys, config.allow)
-                await self._load_and_serve(directory, announcer, announced, closed_door, door)
+                await self._load_and_serve(directory, announcer, announced, closed_door, door, pool)
             finally:
                 if renewing is not None:  # nothing may be announced after the tombstone
                     renewing.cancel()
@@ -222,6 +223,7 @@ class Daemon:
         announced: Announced,
         closed_door: Listener,
         door: Door,
+        pool: Pool,
     ) -> None:
         config, span = self.config, announced.span
         folder = announced.folder
@@ -241,10 +243,17 @@ class Daemon:
             if not self._stop.is_set():
                 closed_door.close()
                 reach = Reach(directory, announcer, announced, door, self._greeting, self._rng)
-                await self._serve(announcer, announced, engine, reach)
+                known = KnownPeers(lambda: directory.fetch(folder.model_id))
+                successors = Successors(pool, known.whereis)
+                await self._serve(announcer, announced, engine, reach, successors)
 
     async def _serve(
-        self, announcer: Announcer, announced: Announced, engine: Engine, reach: Reach
+        self,
+        announcer: Announcer,
+        announced: Announced,
+        engine: Engine,
+        reach: Reach,
+        successors: Successors,
     ) -> None:
         limits = _session_limits(self.config)
         server = SessionServer(
@@ -254,6 +263,7 @@ class Daemon:
             limits,
             desk=reach.desk,
             dial_back=DialBack(self._greeting),
+            successors=successors,
         )
         async with TaskOwner("connections") as connections:
             connections.spawn(keep_trimmed(), name="heap", errors="log")

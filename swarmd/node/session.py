@@ -7,8 +7,17 @@ import logging
 from collections.abc import Callable
 
 from swarmd.compute.engine import Engine, EngineSession
-from swarmd.errors import BadRequest, Busy, InternalError, PositionOutOfRange, RemoteError
+from swarmd.errors import (
+    BadRequest,
+    Busy,
+    DeadlineExceeded,
+    InternalError,
+    PositionOutOfRange,
+    RemoteError,
+)
+from swarmd.node.edge import Successors
 from swarmd.node.limits import SessionLimits
+from swarmd.node.onward import Onward
 from swarmd.node.outlet import Outlet
 from swarmd.node.quotas import Guest
 from swarmd.node.served import ServedModel, Statistics
@@ -17,7 +26,7 @@ from swarmd.node.step_queue import StepQueue
 from swarmd.node.step_tensors import hidden_of, payload_of
 from swarmd.tasks import TaskOwner
 from swarmd.wire.connection import Connection
-from swarmd.wire.messages import Close, Open, Output, Ping, Pong, Step
+from swarmd.wire.messages import Close, Link, Open, Output, Ping, Pong, Step
 from swarmd.wire.tensors import TensorMeta
 
 __all__ = ["Session"]
@@ -46,10 +55,13 @@ class Session:
         outlet: Outlet,
         unread: Callable[[], int],
         queue_bytes: int,
+        successors: Successors | None = None,
     ) -> None:
         """`unread` says how many bytes have arrived on all connections and were not read yet;
-        beyond `queue_bytes` of payloads that wait nothing more is read."""
+        beyond `queue_bytes` of payloads that wait nothing more is read. `successors` opens links
+        to next hops; without it the session cannot be linked."""
         self.guest = guest
+        self.name = opening.session
         self.engine_session = engine_session
         self.steps = StepQueue(max_bytes=queue_bytes)
         self._connection = connection
@@ -66,6 +78,10 @@ class Session:
             str(engine_session.blocks),
         )
         self._unread = unread
+        self._taken = -1
+        self._active = asyncio.get_running_loop().time()
+        self._feeder: Connection | None = None
+        self._onward = Onward(connection, opening.session, outlet, guest, successors)
 
     async def run(self) -> None:
         """Answer steps until the client closes the session, and log its story. Raises
@@ -74,11 +90,14 @@ class Session:
         try:
             async with TaskOwner(f"session {self._opening.session.hex()[:8]}") as owner:
                 owner.spawn(self._work(), name="steps")
+                self._onward.start(owner)
                 await self._read()
         except BaseException as error:
             end = error
             raise
         finally:
+            if self._feeder is not None:
+                self._feeder.abort()
             log.info("%s", self.story.told(end))
 
     async def _read(self) -> None:
@@ -94,23 +113,65 @@ class Session:
                 async with asyncio.timeout(self._limits.idle_timeout):
                     message, payload = await self._connection.receive()
             except TimeoutError:
-                if self._connection.protocol.steps_under_way:
-                    continue  # the client waits for us
+                silent = loop.time() - self._active
+                if self._connection.protocol.steps_under_way or silent < self._limits.idle_timeout:
+                    continue  # the client waits for us, or the hop before us goes on
                 raise
             if isinstance(message, Step):
-                delay = self.guest.received(len(payload), loop.time())
-                refusal = self._refusal(payload)
-                self.steps.put(message, payload, loop.time(), refusal)
-                if refusal is not None:
-                    delay = max(delay, REFUSED_PAUSE)
-                if delay:
-                    await asyncio.sleep(min(delay, self._limits.idle_timeout))
+                await self._take(message, payload, fed=False)
+            elif isinstance(message, Link):
+                self._onward.link(message)
             elif isinstance(message, Ping):
                 await self._outlet.send(self._connection, Pong(message.nonce))
             elif isinstance(message, Close):
                 return
             else:
                 raise BadRequest(f"{message.TYPE} is not expected here")
+
+    async def read_feed(self, feeder: Connection) -> None:
+        """Take the steps that the hop before forwards, until its connection or the session ends;
+        an earlier feeder is dropped. Raises ConnectionLost, BadRequest."""
+        if self._feeder is not None:
+            self._feeder.abort()
+        self._feeder = feeder
+        try:
+            while True:
+                await self.steps.wait_for_room()
+                message, payload = await feeder.receive()
+                if isinstance(message, Step):
+                    await self._take(message, payload, fed=True)
+                elif isinstance(message, Ping):
+                    await self._outlet.send(feeder, Pong(message.nonce))
+                else:
+                    raise BadRequest(f"{message.TYPE} is not expected here")
+        finally:
+            if self._feeder is feeder:
+                self._feeder = None
+
+    async def _take(self, step: Step, payload: bytearray, *, fed: bool) -> None:
+        """Queue a step, and wait as long as its sender is to be slowed down.
+
+        Steps come by two ways in a ring. Whichever comes late, after one of a higher number, has
+        been given up by the client, and would cut back what was run since.
+        """
+        now = asyncio.get_running_loop().time()
+        refusal: RemoteError | None = None
+        if self._opening.feed:
+            late = step.step <= self._taken
+            if late and fed:
+                return
+            self._taken = max(self._taken, step.step)
+            if late:
+                refusal = DeadlineExceeded("a later step was sent before this one came")
+        self._active = now
+        delay = self.guest.received(len(payload), now)
+        if refusal is None:
+            refusal = self._refusal(payload)
+        self.steps.put(step, payload, now, refusal)
+        if refusal is not None:
+            delay = max(delay, REFUSED_PAUSE)
+        if delay:
+            await asyncio.sleep(min(delay, self._limits.idle_timeout))
 
     def _refusal(self, payload: bytearray) -> Busy | None:
         """Why a step has no place, which its session's worker says when it is its turn."""
@@ -150,9 +211,7 @@ class Session:
         output = Output(
             self._opening.session, step.step, queue_us, compute_us, self._engine.kv_free, meta
         )
-        await self._outlet.send(self._connection, output, out)
-        if delay := self.guest.sent(len(out), asyncio.get_running_loop().time()):
-            await asyncio.sleep(delay)
+        await self._onward.deliver(step, output, out, arrived)
 
     async def _run(
         self, step: Step, payload: bytearray, arrived: float

@@ -26,7 +26,9 @@ from swarmd.errors import (
     PositionOutOfRange,
     RemoteError,
     SessionTooLong,
+    UnknownSession,
 )
+from swarmd.node.edge import Successors
 from swarmd.node.limits import SessionLimits
 from swarmd.node.outlet import Outlet
 from swarmd.node.quotas import Guest, Quotas
@@ -41,6 +43,8 @@ from swarmd.wire.messages import (
     PROTOCOL_VERSION,
     Closed,
     Dialback,
+    Fed,
+    Feed,
     Open,
     Opened,
     Ping,
@@ -68,9 +72,10 @@ class SessionServer:
         *,
         desk: RelayDesk | None = None,
         dial_back: DialBack | None = None,
+        successors: Successors | None = None,
     ) -> None:
         """`desk` relays for others; `dial_back` dials for those who ask whether they can be
-        reached."""
+        reached; `successors` links sessions to their next hops, else this node only answers."""
         self.door = door
         self._dial_back = dial_back or DialBack(Greeting(None, door.identity, door.keys))
         self.model = model
@@ -86,6 +91,8 @@ class SessionServer:
             weakref.WeakValueDictionary()
         )
         self._live: set[Session] = set()
+        self._feeds: dict[bytes, Session] = {}
+        self.successors = successors
 
     def frame_limits(self) -> Limits:
         """What a connection may send at a time: the longest step, which zstd may make longer by
@@ -179,6 +186,8 @@ class SessionServer:
                     await self._outlet.refuse(connection, error)
                     continue
                 await self._serve_session(connection, message, session)
+            elif isinstance(message, Feed):
+                await self._serve_feed(connection, message)
             elif isinstance(message, Reserve):
                 await self._relay(connection)
             elif isinstance(message, Dialback):
@@ -204,8 +213,8 @@ class SessionServer:
     def _open(self, message: Open, connection: Connection, guest: Guest) -> Session:
         if self.draining:
             raise Draining("this node is about to leave")
-        if message.next is not None:
-            raise BadRequest("this node does not forward to a successor; open without `next`")
+        if message.feed in self._feeds:
+            raise BadRequest("this feed belongs to another session")
         if message.max_length > self.model.max_positions:
             raise PositionOutOfRange(
                 f"the model has {self.model.max_positions} positions, not {message.max_length}"
@@ -235,6 +244,7 @@ class SessionServer:
             outlet=self._outlet,
             unread=self._unread_bytes,
             queue_bytes=self.frame_limits().payload,
+            successors=self.successors,
         )
 
     def _kv_share(self, guest: Guest) -> KvBudget | None:
@@ -255,11 +265,24 @@ class SessionServer:
     async def _serve_session(self, connection: Connection, opening: Open, session: Session) -> None:
         self.statistics.sessions += 1
         self._live.add(session)
+        if opening.feed:
+            self._feeds[opening.feed] = session
         try:
             await self._outlet.send(connection, Opened(opening.session, self.engine.kv_free))
             await session.run()
         finally:
             self._live.discard(session)
+            self._feeds.pop(opening.feed, None)
             session.guest.close_session()
             self.engine.close(session.engine_session)
         await self._outlet.send(connection, Closed(opening.session))
+
+    async def _serve_feed(self, connection: Connection, feed: Feed) -> None:
+        """Take a session's steps from the hop before this one, or refuse that."""
+        session = self._feeds.get(feed.feed)
+        if session is None or session.name != feed.session:
+            error = UnknownSession("no session that this feed opens")
+            await self._outlet.refuse(connection, error)
+            return
+        await self._outlet.send(connection, Fed(feed.session))
+        await session.read_feed(connection)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TypeAlias
 
-from swarmd.errors import Busy
+from swarmd.errors import RemoteError
 from swarmd.wire.messages import Step
 
 __all__ = ["StepQueue", "Waiting"]
 
-Waiting: TypeAlias = tuple[Step, bytearray, float, Busy | None]
+Waiting: TypeAlias = tuple[Step, bytearray, float, RemoteError | None]
 """A step, its payload, the time of its arrival, and why it is refused when its turn comes. What is
 refused has no payload: answers keep the order of the steps, so its place alone waits."""
 
@@ -30,7 +30,7 @@ class StepQueue:
         self._room.set()
 
     def put(
-        self, step: Step, payload: bytearray, arrived: float, refusal: Busy | None = None
+        self, step: Step, payload: bytearray, arrived: float, refusal: RemoteError | None = None
     ) -> None:
         if refusal is not None:
             payload = bytearray()

@@ -4,8 +4,10 @@ Two modes price the two ways in which a session can run:
 
 * **hub**: every hop answers the client, so each hop costs a full client round trip, and its
   bytes travel both ways.
-* **ring**: the client reaches the first hop in half a round trip, each hop reaches its
-  successor in half of their own round trip, the tail reaches the client in half a round trip.
+* **ring**: a hop reaches its successor in half of their own round trip, where that is known and
+  shorter than the way by the client; else it is as in a hub, which is what a session does where a
+  link cannot be made. The client reaches the first hop, and the tail the client, in half a round
+  trip.
 
 What peers announce may be wrong or hostile: every number passes through a clamp, so that a cost
 is always finite and above zero. What the client measured itself overrides what is announced.
@@ -69,12 +71,14 @@ class Measurements:
 
     `client_rtt`: seconds, round trip. `bandwidth`: bytes a second. `step_us`: microseconds for
     one token through one block; it overrides the announced `decode_us`. `prefill_us`: the same
-    for each token of a chunk.
+    for each token of a chunk. `edge_rtt`: seconds by (source, target), of links between peers;
+    infinite for one that does not work.
     """
 
     client_rtt: Mapping[PeerId, float] = field(default_factory=dict)
     bandwidth: Mapping[PeerId, float] = field(default_factory=dict)
     step_us: Mapping[PeerId, float] = field(default_factory=dict)
+    edge_rtt: Mapping[tuple[PeerId, PeerId], float] = field(default_factory=dict)
     prefill_us: Mapping[PeerId, float] = field(default_factory=dict)
 
 
@@ -97,13 +101,15 @@ class Costs:
         m = self.model
         return _clamped(self.measured.client_rtt.get(peer_id), m.default_rtt, m.min_rtt, m.max_rtt)
 
-    def server_rtt(self, source: PeerInfo | None, target: PeerId) -> float:
-        """The round trip that `source` announces to `target`; None is a peer no longer seen."""
-        m = self.model
-        if source is not None and source.peer_id == target:
-            return m.min_rtt
-        announced = None if source is None else source.rtts.get(target)
-        return _clamped(announced, m.default_rtt, m.min_rtt, m.max_rtt)
+    def edge_rtt(self, source: PeerInfo | None, target: PeerId) -> float | None:
+        """The round trip of the link from `source` to `target`, as the client saw it made or
+        `source` announces it; None where nobody knows, or where it is known not to work."""
+        if source is None or source.peer_id == target:
+            return None
+        known = self.measured.edge_rtt.get((source.peer_id, target), source.rtts.get(target))
+        if known is None or not (math.isfinite(known) and known >= 0):
+            return None
+        return min(max(known, self.model.min_rtt), self.model.max_rtt)
 
     def transfer(self, peer_id: PeerId, tokens: int) -> float:
         """The bytes of `tokens` positions over the bandwidth to the peer."""
@@ -121,15 +127,22 @@ class Costs:
         """Peer to client: the other half, and the bytes again."""
         return self.enter(peer_id, tokens)
 
-    def ring_hop(self, source: PeerInfo | None, target: PeerId, tokens: int = 1) -> float:
-        """Peer to peer in a ring: half of their round trip, and the bytes into `target`."""
-        return self.server_rtt(source, target) / 2 + self.transfer(target, tokens)
+    def edge(self, source: PeerInfo | None, target: PeerId, tokens: int = 1) -> float | None:
+        """Peer to peer over their own link: half of its round trip, and the bytes into `target`."""
+        rtt = self.edge_rtt(source, target)
+        return None if rtt is None else rtt / 2 + self.transfer(target, tokens)
 
-    def hop(self, source: PeerInfo, target: PeerInfo, *, tokens: int = 1, mode: Mode) -> float:
-        """Peer to peer in either mode; in a hub it is the way back and the way out again."""
-        if mode == "hub":
-            return self.leave(source.peer_id, tokens) + self.enter(target.peer_id, tokens)
-        return self.ring_hop(source, target.peer_id, tokens)
+    def hop(self, source: PeerInfo, target: PeerId, *, tokens: int = 1, mode: Mode) -> float:
+        """Peer to peer: by the client; in a ring over their own link where that is cheaper."""
+        hub = self.leave(source.peer_id, tokens) + self.enter(target, tokens)
+        edge = self.edge(source, target, tokens) if mode == "ring" else None
+        return hub if edge is None else min(hub, edge)
+
+    def forwards(self, source: PeerInfo, target: PeerId) -> bool:
+        """Whether a decode step goes over the peers' own link; a link of which nothing is known is
+        worth a try."""
+        edge = self.edge(source, target)
+        return edge is None or edge < self.hop(source, target, mode="hub")
 
     def admit(self, peer: PeerInfo, kv_needed: int = 0, *, avoided: bool = False) -> float:
         """The penalty of opening a session on the peer: short KV room, or it asked for peace."""

@@ -8,17 +8,10 @@ A node `(peer, b)` means "this peer has just run block b - 1". Its edges:
 * client `-> (q, start + 1)`, and `(p, end) ->` client, or the hop after a lost range.
 
 All pairs of peers at all blocks would be O(peers^2 x blocks) edges. Fewer carry the same minimum:
-
-* **hub**: a hop is `leave(p) + enter(q)`, a sum of a part of p and a part of q. One virtual node
-  for each boundary b, reached by `leave(p)` and left by `enter(q)`, keeps every path and its
-  cost, so the minimum is the same with O(peers x blocks) edges.
-* **ring**: a hop is priced by the pair only where p announces its trip to q; all other hops into
-  q cost the same, whoever p is. Announced pairs are edges. For the others Dijkstra's order does
-  the work: nodes are settled by rising distance, so of all p that announce nothing of q the
-  first one settled at boundary b is the cheapest to come from, and q is struck off the list of
-  that boundary. A q that p does announce stays on the list for the next p. The lists hold at
-  most the q that were announced by all p before, so the work is O(peers x blocks + announced
-  pairs x blocks) edges.
+a hop by the client is `leave(p) + enter(q)`, a sum of a part of p and a part of q. One virtual
+node for each boundary b, reached by `leave(p)` and left by `enter(q)`, keeps every path and its
+cost, with O(peers x blocks) edges. A ring adds one edge for each pair of peers whose own link is
+known, at each boundary where the one may follow the other.
 
 Costs are above zero, hence Dijkstra is exact. A peer may occur twice in a chain with another one
 between, where that one is faster by more than two hops cost; neighbouring hops of one peer are
@@ -28,12 +21,13 @@ one hop. Equal costs fall to the lower PeerId.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 from swarmd.blocks import Span, coverage, holes
 from swarmd.errors import NoRoute
+from swarmd.identity import PeerId
 from swarmd.peers import PeerInfo
 from swarmd.routing.chain import Chain, Hop, no_route
 from swarmd.routing.cost import Costs
@@ -76,35 +70,18 @@ def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Cha
     admits = [
         costs.admit(peer, query.kv_needed, avoided=peer.peer_id in query.avoid) for peer in peers
     ]
-    index = {peer.peer_id: i for i, peer in enumerate(peers)} if ring else {}
 
-    def pairs(i: int) -> dict[int, float]:
-        found = {}
-        for target in peers[i].rtts:
-            j = index.get(target, i)
-            if j != i:
-                hop = costs.ring_hop(peers[i], target, tokens)
-                found[j] = factors[target] * (admits[j] + hop)
-        return found
-
-    graph = _Graph(wanted, peers, pairs if ring else None)
+    graph = _Graph(wanted, peers, _pairs(peers, admits, factors, costs, tokens) if ring else None)
     for peer, admit in zip(peers, admits, strict=True):
         own, f = peer.peer_id, factors[peer.peer_id]
         way = costs.enter(own, tokens)
-        from_client, to_client = f * (admit + way), f * way
+        way_in = costs.hop(before, own, tokens=tokens, mode=query.mode) if before else way
+        way_out = costs.hop(peer, query.next, tokens=tokens, mode=query.mode) if query.next else way
         graph.step.append(f * costs.run(peer, 1, tokens))
-        graph.leave.append(to_client)
-        graph.enter.append(f * (admit + costs.ring_hop(None, own, tokens)) if ring else from_client)
-        graph.first.append(
-            f * (admit + costs.ring_hop(before, own, tokens))
-            if ring and query.previous is not None
-            else from_client
-        )
-        graph.last.append(
-            f * costs.ring_hop(peer, query.next, tokens)
-            if ring and query.next is not None
-            else to_client
-        )
+        graph.leave.append(f * way)
+        graph.enter.append(f * (admit + way))
+        graph.first.append(f * (admit + way_in))
+        graph.last.append(f * way_out)
     return _dijkstra(graph)
 
 
@@ -141,18 +118,43 @@ def best_chain(
     raise min(lacking, key=lambda entry: entry[:2])[2]
 
 
+def _pairs(
+    peers: Sequence[PeerInfo],
+    admits: Sequence[float],
+    factors: Mapping[PeerId, float],
+    costs: Costs,
+    tokens: int,
+) -> Callable[[int], dict[int, float]]:
+    """Of the peer of an index: the prices of hops over its known links, by the other's index."""
+    index = {peer.peer_id: i for i, peer in enumerate(peers)}
+    measured: dict[PeerId, list[PeerId]] = {}
+    for source, target in costs.measured.edge_rtt:
+        measured.setdefault(source, []).append(target)
+
+    def pairs(i: int) -> dict[int, float]:
+        found = {}
+        for target in (*peers[i].rtts, *measured.get(peers[i].peer_id, ())):
+            edge = costs.edge(peers[i], target, tokens)
+            if target in index and edge is not None:
+                j = index[target]
+                found[j] = factors[target] * (admits[j] + edge)
+        return found
+
+    return pairs
+
+
 @dataclass(slots=True)
 class _Graph:
-    """Prices in seconds by the index of a peer. In a ring, `pairs(p)[q]` is the price of a hop to
-    q where p announces its trip to q."""
+    """Prices in seconds by the index of a peer. In a ring, `pairs(p)[q]` is the price of a hop
+    over the link from p to q where that is known."""
 
     span: Span
     peers: list[PeerInfo]
     pairs: Callable[[int], dict[int, float]] | None
     first: list[float] = field(default_factory=list)  # into q at the start of the range
-    enter: list[float] = field(default_factory=list)  # into q from a hop that announces nothing
+    enter: list[float] = field(default_factory=list)  # into q from the client
     step: list[float] = field(default_factory=list)  # one block
-    leave: list[float] = field(default_factory=list)  # hub: back to the client
+    leave: list[float] = field(default_factory=list)  # back to the client
     last: list[float] = field(default_factory=list)  # out of the range
 
 
@@ -171,12 +173,11 @@ def _dijkstra(graph: _Graph) -> Chain:
     # Node p * width + b is (p, b); behind those come the boundaries of a hub, then the goal.
     boundary, goal = n * width, (n + 1) * width
     # At each boundary, who holds the block behind it: the node after that block, and the peer.
-    # In a ring those are struck off who have been entered.
     waiting: list[list[tuple[int, int]]] = [[] for _ in range(length)]
     for q in range(n):
         for b in range(low[q], high[q]):
             waiting[b].append((q * width + b + 1, q))
-    announced: dict[int, dict[int, float]] = {}  # ring: from p into q, and q's first block
+    known: dict[int, dict[int, float]] = {}  # ring: from p into q, and q's first block
 
     distance = [math.inf] * (goal + 1)
     came_from = [_CLIENT] * (goal + 1)
@@ -211,33 +212,23 @@ def _dijkstra(graph: _Graph) -> Chain:
             if new < distance[node + 1]:
                 distance[node + 1], came_from[node + 1] = new, _CONTINUED
                 heappush(heap, (new, node + 1))
+        new, after = cost + leave[p], boundary + b
+        if new < distance[after]:
+            distance[after], came_from[after] = new, p
+            heappush(heap, (new, after))
         if graph.pairs is None:
-            new, after = cost + leave[p], boundary + b
-            if new < distance[after]:
-                distance[after], came_from[after] = new, p
-                heappush(heap, (new, after))
             continue
-        if p not in announced:  # of those, who may follow somewhere in p's blocks
-            announced[p] = {
+        if p not in known:  # of those, who may follow somewhere in p's blocks
+            known[p] = {
                 q: hop + step[q]
                 for q, hop in graph.pairs(p).items()
                 if low[q] <= high[p] and low[p] < high[q]
             }
-        pairs = announced[p]
-        for q, hop in pairs.items():
+        for q, hop in known[p].items():
             after, new = q * width + b + 1, cost + hop
             if low[q] <= b < high[q] and new < distance[after]:
                 distance[after], came_from[after] = new, p
                 heappush(heap, (new, after))
-        if waiting[b]:
-            still_waiting = []
-            for after, q in waiting[b]:
-                if q == p or q in pairs:
-                    still_waiting.append((after, q))
-                elif cost + ways_in[q] < distance[after]:
-                    distance[after], came_from[after] = cost + ways_in[q], p
-                    heappush(heap, (distance[after], after))
-            waiting[b] = still_waiting
 
     hops: list[Hop] = []
     p, b, stop = came_from[goal], length, length

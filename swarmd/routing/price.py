@@ -58,31 +58,28 @@ def chain_price(
 ) -> tuple[Price, ...]:
     """The price of each hop, in order, without jitter; their sum is the chain's.
 
-    A link is counted at the hop into which it leads, the last one at the last hop. In a ring
-    `previous` and `next` are the hops around a replacement; None is the client.
+    A link is counted at the hop into which it leads, the last one at the last hop. `previous` and
+    `next` are the hops around a replacement; None is the client.
     """
-    ring = mode == "ring"
     prices = [_on_peer(hop, costs, avoid, tokens, kv_needed) for hop in hops]
 
-    def add(at: int, trip: float, links: Sequence[PeerId]) -> None:
-        bytes_ = sum(costs.transfer(peer_id, tokens) for peer_id in links)
-        prices[at] += Price(trips=trip, bytes=bytes_)
+    def link(source: PeerInfo | None, target: PeerInfo | None) -> Price:
+        """From the one to the other; None is the client."""
+        if source is None or target is None:
+            ends = [peer.peer_id for peer in (source, target) if peer is not None]
+            trip = sum(costs.client_rtt(end) for end in ends) / 2
+            return Price(trips=trip, bytes=sum(costs.transfer(end, tokens) for end in ends))
+        rtt = costs.edge_rtt(source, target.peer_id)
+        hub = link(source, None) + link(None, target)
+        if mode == "hub" or rtt is None:
+            return hub
+        edge = Price(trips=rtt / 2, bytes=costs.transfer(target.peer_id, tokens))
+        return min(hub, edge, key=lambda price: price.seconds)
 
-    first, last = hops[0].peer.peer_id, hops[-1].peer.peer_id
-    if ring and previous is not None:
-        add(0, costs.server_rtt(previous, first) / 2, [first])
-    else:
-        add(0, costs.client_rtt(first) / 2, [first])
+    prices[0] += link(previous, hops[0].peer)
     for at, (source, target) in enumerate(pairwise(hops), start=1):
-        a, b = source.peer.peer_id, target.peer.peer_id
-        if ring:
-            add(at, costs.server_rtt(source.peer, b) / 2, [b])
-        else:
-            add(at, (costs.client_rtt(a) + costs.client_rtt(b)) / 2, [a, b])
-    if ring and next is not None:
-        add(-1, costs.server_rtt(hops[-1].peer, next.peer_id) / 2, [next.peer_id])
-    else:
-        add(-1, costs.client_rtt(last) / 2, [last])
+        prices[at] += link(source.peer, target.peer)
+    prices[-1] += link(hops[-1].peer, next)
     return tuple(prices)
 
 

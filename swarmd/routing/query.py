@@ -37,15 +37,15 @@ class RouteQuery:
     avoid: Set[PeerId] = frozenset()
     """These cost :attr:`CostModel.avoid_penalty` more: taken only where no other route is near."""
     previous: PeerId | None = None
-    """In ring mode, the healthy hop before a lost range; None is the client."""
+    """The healthy hop before a lost range; None is the client."""
     next: PeerId | None = None
-    """In ring mode, the healthy hop after a lost range; None is the client."""
+    """The healthy hop after a lost range; None is the client."""
     tokens: int = 1
     """Positions that travel at a time; 1 prices decoding."""
     kv_needed: int = 0
     """Tokens of cache that are wanted at each hop."""
     mode: Mode = "hub"
-    """Whether each hop answers the client or forwards to the next one."""
+    """Whether each hop answers the client, or forwards to the next one where that is cheaper."""
     rng: Random | None = None
     """Seeds the jitter; None is none. With the same seed and view the chain is the same."""
     wall: float | None = None

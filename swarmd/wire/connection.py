@@ -85,12 +85,15 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def is_usable(self) -> bool:
         """Open, and nothing unread or wrong is waiting."""
+        return self.is_open and not self._frames and not self._decoder.mid_frame
+
+    @property
+    def is_open(self) -> bool:
+        """Messages may still be sent; unread ones may wait."""
         return (
             self._failure is None
             and self._transport is not None
             and not self._transport.is_closing()
-            and not self._frames
-            and not self._decoder.mid_frame
         )
 
     @property
@@ -108,8 +111,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.link is not None and not self.link.is_open and self._failure is not None:
             raise self._failure
 
-    async def send(self, message: Message, payload: Buffer = b"") -> None:
-        """Send one message; waits while the peer reads too slowly. Raises ConnectionLost."""
+    def post(self, message: Message, payload: Buffer = b"") -> None:
+        """Hand one message to the transport, however much waits there: for who bounds that
+        otherwise. Raises ConnectionLost."""
         transport = self._transport
         if transport is None or transport.is_closing():
             raise ConnectionLost(f"{self.address}: the connection is closed")
@@ -124,6 +128,10 @@ class Connection(asyncio.BufferedProtocol):
             transport.writelines((preamble, payload))
         else:
             transport.write(preamble)
+
+    async def send(self, message: Message, payload: Buffer = b"") -> None:
+        """Send one message; waits while the peer reads too slowly. Raises ConnectionLost."""
+        self.post(message, payload)
         if self._paused_writing:
             waiter = asyncio.get_running_loop().create_future()
             self._writers.append(waiter)
@@ -166,7 +174,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.state is State.ENDED:  # the peer said goodbye first
             await self.close()
             return False
-        asking = (State.OPENING, State.RESERVING, State.DIALLING)
+        asking = (State.OPENING, State.FEEDING, State.RESERVING, State.DIALLING)
         fatal = step is None and self.state not in asking
         with contextlib.suppress(ConnectionLost):
             await self.send(ErrorMessage.of(error, step=step, fatal=fatal))

@@ -8,7 +8,6 @@ table.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -22,18 +21,24 @@ from swarmd.printable import printable
 from swarmd.wire.fields import MAX_TEXT, U32, boolean, byte_string, integer, ip_literal, text
 from swarmd.wire.proofs import CHALLENGE_BYTES, PROOF_BYTES, SIGNATURE_BYTES
 from swarmd.wire.session_messages import (
+    FEED_BYTES,
     SESSION_ID_BYTES,
     Close,
     Closed,
+    Fed,
+    Feed,
+    Link,
+    Linked,
     Open,
     Opened,
     Output,
     Step,
-    Successor,
+    Unlinked,
 )
 from swarmd.wire.tensors import TensorMeta
 
 __all__ = [
+    "FEED_BYTES",
     "MESSAGES",
     "PROTOCOL_VERSION",
     "SESSION_ID_BYTES",
@@ -44,8 +49,12 @@ __all__ = [
     "Dialback",
     "Dialled",
     "ErrorMessage",
+    "Fed",
+    "Feed",
     "Hello",
     "Incoming",
+    "Link",
+    "Linked",
     "Message",
     "Open",
     "Opened",
@@ -55,13 +64,13 @@ __all__ = [
     "Reserve",
     "Reserved",
     "Step",
-    "Successor",
+    "Unlinked",
     "Welcome",
     "decode_header",
     "encode_header",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 TICKET_BYTES = 16
 MAX_ERROR_TEXT = 500
 """Characters kept of a peer's sentence, which ends in logs and on terminals."""
@@ -238,6 +247,11 @@ Message: TypeAlias = (
     | Welcome
     | Open
     | Opened
+    | Link
+    | Linked
+    | Unlinked
+    | Feed
+    | Fed
     | Step
     | Output
     | Close
@@ -255,8 +269,8 @@ Message: TypeAlias = (
 MESSAGES: dict[str, type[Any]] = {
     cls.TYPE: cls
     for cls in (
-        Challenge, Hello, Welcome, Open, Opened, Step, Output, Close, Closed, Reserve, Reserved,
-        Incoming, Ping, Pong, Dialback, Dialled, ErrorMessage,
+        Challenge, Hello, Welcome, Open, Opened, Link, Linked, Unlinked, Feed, Fed, Step, Output,
+        Close, Closed, Reserve, Reserved, Incoming, Ping, Pong, Dialback, Dialled, ErrorMessage,
     )
 }  # fmt: skip
 
@@ -270,8 +284,6 @@ def encode_header(message: Message) -> bytes:
         value = getattr(message, name)
         if isinstance(value, TensorMeta):
             value = value.to_wire()
-        elif isinstance(value, Successor):
-            value = list(dataclasses.astuple(value))
         header[name] = value
     packed: bytes = msgpack.packb(header)
     return packed

@@ -11,13 +11,18 @@ then carries one session at a time, in the manner of HTTP/1.1::
      |                         close    step/output*
      +---------closed---- CLOSING <-----+
 
+    IDLE --feed--> FEEDING --fed--> FED --step*--> FED
+
     IDLE --reserve--> RESERVING --reserved--> RESERVED --incoming*
 
 An idle connection may also carry a `dialback`, which `dialled` or an `error` answers (DIALLING).
 `ping` and `pong` may be said whenever the connection is greeted and not DIALLING. A fatal `error`
 ends it from any state. Several steps may be under way at once; they are answered in order. Sessions
 belong to their connection: a session's id means nothing on another one, so it cannot be hijacked by
-guessing.
+guessing. What was opened with a `feed` may be fed on another connection by who knows that secret:
+steps that come there are answered on the session's own connection, among those of its client. A
+session may be linked to the next hop's (`link`, which `linked` or `unlinked` answers, in any order
+with all else; `unlinked` may follow `linked`).
 """
 
 from __future__ import annotations
@@ -35,8 +40,12 @@ from swarmd.wire.messages import (
     Dialback,
     Dialled,
     ErrorMessage,
+    Fed,
+    Feed,
     Hello,
     Incoming,
+    Link,
+    Linked,
     Message,
     Open,
     Opened,
@@ -46,6 +55,7 @@ from swarmd.wire.messages import (
     Reserve,
     Reserved,
     Step,
+    Unlinked,
     Welcome,
     decode_header,
     encode_header,
@@ -78,6 +88,8 @@ class State(enum.Enum):
     OPENING = "opening"
     SESSION = "session"
     CLOSING = "closing"
+    FEEDING = "feeding"
+    FED = "fed"
     RESERVING = "reserving"
     RESERVED = "reserved"
     DIALLING = "dialling"
@@ -98,11 +110,20 @@ TRANSITIONS: dict[Key, State] = {
     (State.SESSION, _D, Step): State.SESSION,
     (State.SESSION, _L, Output): State.SESSION,
     (State.SESSION, _L, ErrorMessage): State.SESSION,
+    (State.SESSION, _D, Link): State.SESSION,
+    (State.SESSION, _L, Linked): State.SESSION,
+    (State.SESSION, _L, Unlinked): State.SESSION,
     (State.SESSION, _D, Close): State.CLOSING,
     (State.CLOSING, _L, Output): State.CLOSING,
     (State.CLOSING, _L, ErrorMessage): State.CLOSING,
+    (State.CLOSING, _L, Linked): State.CLOSING,
+    (State.CLOSING, _L, Unlinked): State.CLOSING,
     (State.CLOSING, _L, Closed): State.IDLE,
     (State.IDLE, _L, ErrorMessage): State.IDLE,
+    (State.IDLE, _D, Feed): State.FEEDING,
+    (State.FEEDING, _L, Fed): State.FED,
+    (State.FEEDING, _L, ErrorMessage): State.IDLE,
+    (State.FED, _D, Step): State.FED,
     (State.IDLE, _D, Reserve): State.RESERVING,
     (State.RESERVING, _L, Reserved): State.RESERVED,
     (State.RESERVING, _L, ErrorMessage): State.IDLE,
@@ -117,6 +138,8 @@ TRANSITIONS: dict[Key, State] = {
         State.OPENING,
         State.SESSION,
         State.CLOSING,
+        State.FEEDING,
+        State.FED,
         State.RESERVING,
         State.RESERVED,
     )
@@ -134,6 +157,7 @@ class Protocol:
         self.state = State.NEW
         self.limits = limits
         self.session: bytes | None = None
+        self._has_feed = False
         self._steps: deque[int] = deque()
 
     @property
@@ -171,32 +195,53 @@ class Protocol:
             self.state = State.ENDED
             return
         from_dialler = sender is Role.DIALLER
-        if from_dialler and isinstance(message, Step | Close) and message.session != self.session:
+        if (
+            from_dialler
+            and isinstance(message, Step | Close | Link)
+            and message.session != self.session
+        ):
             raise UnknownSession("this connection carries no such session")
         target = TRANSITIONS.get((self.state, sender, type(message)))
         if target is None:
             raise BadRequest(f"{message.TYPE} is not expected in state {self.state.value}")
         self._check(message)
-        if isinstance(message, Open):
+        if isinstance(message, Open | Feed):
             self.session = message.session
-        elif isinstance(message, Step):
+            self._has_feed = isinstance(message, Open) and bool(message.feed)
+        elif isinstance(message, Step) and target is State.SESSION:
             self._steps.append(message.step)
-        elif isinstance(message, Output | ErrorMessage) and message.step is not None:
+        elif (
+            isinstance(message, Output | ErrorMessage)
+            and self._steps
+            and self._steps[0] == message.step
+        ):
             self._steps.popleft()
         self.state = target
         if target is State.IDLE:
             self.session = None
+            self._has_feed = False
             self._steps.clear()
 
     def _check(self, message: Message) -> None:
-        if isinstance(message, Opened | Output | Closed) and message.session != self.session:
+        if (
+            isinstance(message, Opened | Output | Closed | Linked | Unlinked | Fed)
+            and message.session != self.session
+        ):
             raise BadRequest(f"{message.TYPE} names another session")
         if isinstance(message, Step) and len(self._steps) >= MAX_STEPS_UNDER_WAY:
             raise BadRequest(f"more than {MAX_STEPS_UNDER_WAY} steps are under way")
         answered = message.step if isinstance(message, Output | ErrorMessage) else None
-        if answered is not None and (not self._steps or self._steps[0] != answered):
+        if answered is not None and not self._may_answer(answered):
             raise BadRequest(
                 f"{message.TYPE} answers no step that is under way, or is out of order"
             )
         if isinstance(message, Open | Welcome) and message.start >= message.end:
             raise BadRequest(f"{message.TYPE}: blocks {message.start}:{message.end} are no span")
+
+    def _may_answer(self, number: int) -> bool:
+        """Whether a step of this number may be answered now: the oldest of ours, or, where the
+        session has a feed, one that is not of ours."""
+        if self._steps and self._steps[0] == number:
+            return True
+        fed = self._has_feed and self.state in (State.SESSION, State.CLOSING)
+        return fed and number not in self._steps

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 
 from swarmd.blocks import Span
+from swarmd.client.session_config import SessionConfig
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import NoRoute
 from tests.chain.answers import NEW_TOKENS, SPANS, answer, killing
@@ -65,7 +66,9 @@ def test_killing_during_a_chunked_prefill(
         async with swarm.running(SPANS + SPANS):
             victim = swarm.peers[hop]
             session = await swarm.session(swarm.peers[:3], max_length=64)
-            session._machine.chunk_tokens = 5  # many chunks, so that some are under way
+            session.config = SessionConfig(
+                chunk_tokens=5
+            )  # many chunks, so that some are under way
             original = victim.engine.step
             steps = 0
 

@@ -178,7 +178,7 @@ def test_a_peer_that_stays_full_ends_in_one_error_with_the_story(
             patient(swarm)
             refusing(swarm.peers[1], Busy("no room"))
             session = await swarm.session(swarm.peers, max_length=64)
-            session._losses._patience = 0.2
+            session._repair._losses._patience = 0.2
             async with session:
                 with pytest.raises(ReplayExhausted, match=r"too long(.|\n)*no room"):
                     await answer(ends, session)

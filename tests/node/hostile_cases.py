@@ -30,7 +30,6 @@ from swarmd.wire.messages import (
     Ping,
     Pong,
     Step,
-    Successor,
     Welcome,
     encode_header,
 )
@@ -98,7 +97,6 @@ OPENS: dict[str, tuple[Open, type[RemoteError]]] = {
     "blocks far away": (Open(ID, 60_000, 65_536, 10), BlocksNotHeld),
     "beyond the model's positions": (Open(ID, 0, 6, 257), PositionOutOfRange),
     "an endless session": (Open(ID, 0, 6, 1 << 24), PositionOutOfRange),
-    "next is set": (Open(ID, 0, 6, 10, Successor(b"p" * 20, "::1", 1, 1, 2)), BadRequest),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -46,6 +47,9 @@ def cases(draw):
         "n_blocks": n_blocks,
         "peers": peers,
         "client_rtt": draw(st.dictionaries(numbers, TRIPS, max_size=count)),
+        "edge_rtt": draw(
+            st.dictionaries(st.tuples(numbers, numbers), TRIPS | st.just(math.inf), max_size=4)
+        ),
         "start": start,
         "end": draw(st.integers(start + 1, n_blocks)),
         "banned": draw(st.sets(numbers, max_size=2)),
@@ -72,13 +76,14 @@ def _setting(case, make_peer, peer_id, model_id):
     for key in ("previous", "next"):
         arguments[key] = None if case[key] is None else peer_id(case[key])
     view = View.of(peers, case["n_blocks"], model_id=model_id)
-    return view, Costs(measured=Measurements(client_rtt=trips)), arguments
+    edges = {(peer_id(a), peer_id(b)): trip for (a, b), trip in case["edge_rtt"].items()}
+    return view, Costs(measured=Measurements(client_rtt=trips, edge_rtt=edges)), arguments
 
 
 def _full_graph(view, costs, factors, arguments):
     """Every pair of peers at every block: ("at", p, b) arrived there, ("ran", p, b) ran b - 1."""
     start, end, tokens, mode = (arguments[key] for key in ("start", "end", "tokens", "mode"))
-    ring, previous, following = mode == "ring", arguments["previous"], arguments["next"]
+    previous, following = view.get(arguments["previous"]), arguments["next"]
     peers = [peer for peer in view.routable if peer.peer_id not in arguments["banned"]]
     graph = nx.DiGraph()
     graph.add_nodes_from(["client", "done"])
@@ -88,16 +93,11 @@ def _full_graph(view, costs, factors, arguments):
 
     for q in peers:
         own, f = q.peer_id, factors[q.peer_id]
-        way_in = (
-            costs.ring_hop(view.get(previous), own, tokens)
-            if ring and previous is not None
-            else costs.enter(own, tokens)
-        )
-        way_out = (
-            costs.ring_hop(q, following, tokens)
-            if ring and following is not None
-            else costs.leave(own, tokens)
-        )
+        way_in, way_out = costs.enter(own, tokens), costs.leave(own, tokens)
+        if previous is not None:
+            way_in = costs.hop(previous, own, tokens=tokens, mode=mode)
+        if following is not None:
+            way_out = costs.hop(q, following, tokens=tokens, mode=mode)
         graph.add_edge("client", ("at", own, start), weight=f * (way_in + admit(q)))
         graph.add_edge(("ran", own, end), "done", weight=f * way_out)
         for b in q.span:
@@ -108,11 +108,11 @@ def _full_graph(view, costs, factors, arguments):
             if p is q:
                 continue
             for b in range(start, end + 1):
-                if ring:
-                    hop = f * (costs.ring_hop(p, own, tokens) + admit(q))
-                else:
-                    hop = factors[p.peer_id] * costs.leave(p.peer_id, tokens)
-                    hop += f * (costs.enter(own, tokens) + admit(q))
+                hop = factors[p.peer_id] * costs.leave(p.peer_id, tokens)
+                hop += f * (costs.enter(own, tokens) + admit(q))
+                edge = costs.edge(p, own, tokens)
+                if mode == "ring" and edge is not None:
+                    hop = min(hop, f * (edge + admit(q)))
                 graph.add_edge(("ran", p.peer_id, b), ("at", own, b), weight=hop)
     return graph
 
@@ -203,21 +203,34 @@ def test_a_relay_that_runs_no_block_is_never_used(make_peer, peer_id, model_id):
     a = make_peer(1, 0, 1, 2, rtts={peer_id(2): 2.0, peer_id(3): 0.0001})
     b = make_peer(2, 1, 2, 2)
     relay = make_peer(3, 0, 1, 2, rtts={peer_id(2): 0.0001}, decode_us=10_000_000)
-    chain = find_chain(
-        View.of([a, b, relay], 2, model_id=model_id), Costs(), RouteQuery(mode="ring")
-    )
+    far = Costs(measured=Measurements(client_rtt={peer_id(2): 4.0}))
+    chain = find_chain(View.of([a, b, relay], 2, model_id=model_id), far, RouteQuery(mode="ring"))
     assert [hop.peer for hop in chain.hops] == [a, b]
     assert chain.cost > 1.0
 
 
-def test_an_announced_trip_that_is_slower_than_the_default_counts(make_peer, peer_id, model_id):
+def test_a_link_that_is_longer_than_the_way_by_the_client_is_not_counted(
+    make_peer, peer_id, model_id
+):
     far = make_peer(1, 0, 1, 2, rtts={peer_id(3): 5.0})
-    near = make_peer(2, 0, 1, 2, decode_us=100_000)
     tail = make_peer(3, 1, 2, 2)
-    chain = find_chain(
-        View.of([far, near, tail], 2, model_id=model_id), Costs(), RouteQuery(mode="ring")
-    )
-    assert chain.peer_ids == (near.peer_id, tail.peer_id)
+    view = View.of([far, tail], 2, model_id=model_id)
+    ring = find_chain(view, Costs(), RouteQuery(mode="ring"))
+    assert ring.cost == find_chain(view, Costs(), RouteQuery(mode="hub")).cost
+
+
+def test_a_link_that_the_client_measured_counts_and_one_that_broke_does_not(
+    make_peer, peer_id, model_id
+):
+    slow = make_peer(1, 0, 1, 2, decode_us=60_000)
+    fast = make_peer(2, 0, 1, 2, rtts={peer_id(3): 0.001})
+    tail = make_peer(3, 1, 2, 2)
+    view = View.of([slow, fast, tail], 2, model_id=model_id)
+    query = RouteQuery(mode="ring")
+    assert find_chain(view, Costs(), query).peer_ids[0] == fast.peer_id
+    broken = {(fast.peer_id, tail.peer_id): math.inf, (slow.peer_id, tail.peer_id): 0.001}
+    measured = Costs(measured=Measurements(edge_rtt=broken))
+    assert find_chain(view, measured, query).peer_ids[0] == slow.peer_id
 
 
 def test_a_ban_and_a_pause_act_on_the_next_search(make_peer, model_id):

@@ -73,9 +73,11 @@ def test_unknown_speeds_and_links_have_stated_defaults(make_peer):
         100 * model.default_step * model.default_prefill_ratio
     )
     assert costs.client_rtt(peer.peer_id) == model.default_rtt
-    assert costs.server_rtt(peer, other.peer_id) == model.default_rtt
-    assert costs.server_rtt(None, other.peer_id) == model.default_rtt
-    assert costs.server_rtt(peer, peer.peer_id) == model.min_rtt
+    assert costs.edge_rtt(peer, other.peer_id) is None
+    assert costs.edge_rtt(None, other.peer_id) is None
+    assert costs.edge_rtt(peer, peer.peer_id) is None
+    assert costs.forwards(peer, other.peer_id), "an unknown link is worth a try"
+    assert costs.hop(peer, other.peer_id, mode="ring") == costs.hop(peer, other.peer_id, mode="hub")
 
 
 def test_penalties(make_peer):
@@ -114,8 +116,8 @@ def test_no_announcement_or_measurement_makes_a_price_absurd(
     prices = [
         costs.enter(a.peer_id, tokens),
         costs.leave(a.peer_id, tokens),
-        costs.hop(a, b, tokens=tokens, mode="ring"),
-        costs.hop(a, b, tokens=tokens, mode="hub"),
+        costs.hop(a, b.peer_id, tokens=tokens, mode="ring"),
+        costs.hop(a, b.peer_id, tokens=tokens, mode="hub"),
         costs.run(a, 80, tokens),
     ]
     assert all(math.isfinite(price) and price > 0 for price in prices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from swarmd.identity import PEER_ID_BYTES, PUBLIC_KEY_BYTES
 from swarmd.peers import MODEL_ID_BYTES
 from swarmd.wire.messages import (
+    FEED_BYTES,
     PROTOCOL_VERSION,
     SESSION_ID_BYTES,
     TICKET_BYTES,
@@ -14,8 +15,12 @@ from swarmd.wire.messages import (
     Dialback,
     Dialled,
     ErrorMessage,
+    Fed,
+    Feed,
     Hello,
     Incoming,
+    Link,
+    Linked,
     Message,
     Open,
     Opened,
@@ -25,7 +30,7 @@ from swarmd.wire.messages import (
     Reserve,
     Reserved,
     Step,
-    Successor,
+    Unlinked,
     Welcome,
 )
 from swarmd.wire.proofs import CHALLENGE_BYTES, PROOF_BYTES, SIGNATURE_BYTES
@@ -48,10 +53,15 @@ SAMPLES: list[Message] = [
     Hello(PROTOCOL_VERSION, "", b"", *UNPROVEN),
     Welcome(PROTOCOL_VERSION, "swarmd/tést", PEER, MODEL, 0, 6, "float32", "none", 128 << 20),
     Open(SESSION, 1, 5, 64),
-    Open(SESSION, 0, 1, 1 << 24, Successor(PEER, "::1", 65535, 1, 2)),
+    Open(SESSION, 0, 1, 1 << 24, b"f" * FEED_BYTES),
+    Link(SESSION, 1, PEER, OTHER_SESSION, b"f" * FEED_BYTES),
+    Linked(SESSION, 1, 250),
+    Unlinked(SESSION, 0, "cannot connect"),
+    Feed(SESSION, b"f" * FEED_BYTES),
+    Fed(SESSION),
     Opened(SESSION, 0xFFFFFFFF),
     Step(SESSION, 0, 0, 0, META),
-    Step(SESSION, 0xFFFFFFFF, 1 << 24, 5000, TensorMeta("bfloat16", (1, 1, 1, 1), "zstd")),
+    Step(SESSION, 0xFFFFFFFF, 1 << 24, 5000, TensorMeta("bfloat16", (1, 1, 1, 1), "zstd"), 7),
     Output(SESSION, 7, 1, 2, 3, META),
     Close(SESSION),
     Closed(SESSION),

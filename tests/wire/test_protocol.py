@@ -10,6 +10,7 @@ import pytest
 from swarmd.errors import BadRequest, BadTensor, UnknownSession
 from swarmd.wire.frames import Frame, Limits
 from swarmd.wire.messages import (
+    FEED_BYTES,
     MESSAGES,
     PROTOCOL_VERSION,
     TICKET_BYTES,
@@ -20,8 +21,12 @@ from swarmd.wire.messages import (
     Dialback,
     Dialled,
     ErrorMessage,
+    Fed,
+    Feed,
     Hello,
     Incoming,
+    Link,
+    Linked,
     Message,
     Open,
     Opened,
@@ -30,6 +35,7 @@ from swarmd.wire.messages import (
     Reserve,
     Reserved,
     Step,
+    Unlinked,
     Welcome,
     encode_header,
 )
@@ -59,6 +65,7 @@ STATES = [state for state in State if state is not State.ENDED]
 HELLO = Hello(PROTOCOL_VERSION, "test", MODEL, *UNPROVEN)
 WELCOME = Welcome(PROTOCOL_VERSION, "test", PEER, MODEL, 0, 6, "float32", "none", 1 << 20)
 OPEN, OPENED = Open(SESSION, 0, 6, 64), Opened(SESSION, 10)
+FEED = Feed(SESSION, bytes(FEED_BYTES))
 FATAL = ErrorMessage("bad_request", "no", fatal=True)
 
 PATHS: dict[State, list[tuple[Role, Message]]] = {State.NEW: []}
@@ -69,6 +76,8 @@ PATHS[State.OPENING] = [*PATHS[State.IDLE], (D, OPEN)]
 PATHS[State.SESSION] = [*PATHS[State.OPENING], (L, OPENED)]
 PATHS[State.DIALLING] = [*PATHS[State.IDLE], (D, Dialback(31330))]
 PATHS[State.CLOSING] = [*PATHS[State.SESSION], (D, Close(SESSION))]
+PATHS[State.FEEDING] = [*PATHS[State.IDLE], (D, FEED)]
+PATHS[State.FED] = [*PATHS[State.FEEDING], (L, Fed(SESSION))]
 PATHS[State.RESERVING] = [*PATHS[State.IDLE], (D, Reserve())]
 PATHS[State.RESERVED] = [*PATHS[State.RESERVING], (L, Reserved(2, 1000))]
 
@@ -123,7 +132,9 @@ def fitting(kind: type) -> Message:
         Output: output(0), Close: Close(SESSION), Closed: Closed(SESSION),
         ErrorMessage: ErrorMessage("busy", "full"), Reserve: Reserve(),
         Reserved: Reserved(2, 1000), Incoming: Incoming(bytes(TICKET_BYTES)),
-        Dialled: Dialled(True, "192.0.2.7"),
+        Dialled: Dialled(True, "192.0.2.7"), Feed: FEED, Fed: Fed(SESSION),
+        Link: Link(SESSION, 1, PEER, OTHER_SESSION, bytes(FEED_BYTES)),
+        Linked: Linked(SESSION, 1, 200), Unlinked: Unlinked(SESSION, 1, "gone"),
     }  # fmt: skip
     return fixed.get(kind) or kind(1)
 
@@ -176,8 +187,15 @@ def test_a_fatal_error_ends_the_connection_from_every_state(state: State, sender
             hear(joined.ends[role], FATAL)
 
 
-@pytest.mark.parametrize("message", [step(1, OTHER_SESSION), Close(OTHER_SESSION)])
-@pytest.mark.parametrize("state", [State.IDLE, State.SESSION])
+@pytest.mark.parametrize(
+    "message",
+    [
+        step(1, OTHER_SESSION),
+        Close(OTHER_SESSION),
+        Link(OTHER_SESSION, 1, PEER, SESSION, bytes(FEED_BYTES)),
+    ],
+)
+@pytest.mark.parametrize("state", [State.IDLE, State.SESSION, State.FED])
 def test_a_session_that_this_connection_does_not_carry(state: State, message: Message) -> None:
     core = Joined(state).ends[L]
     before = snapshot(core)
@@ -192,10 +210,14 @@ def test_a_session_that_this_connection_does_not_carry(state: State, message: Me
         (State.OPENING, Opened(OTHER_SESSION, 1)),
         (State.SESSION, output(0, OTHER_SESSION)),
         (State.CLOSING, Closed(OTHER_SESSION)),
+        (State.SESSION, Linked(OTHER_SESSION, 1, 1)),
+        (State.SESSION, Unlinked(OTHER_SESSION, 1, "")),
+        (State.FEEDING, Fed(OTHER_SESSION)),
     ],
 )
 def test_an_answer_for_another_session_is_refused(state: State, message: Message) -> None:
-    core = Joined(state, steps=0 if state is State.OPENING else 1).ends[D]
+    stepped = state in (State.SESSION, State.CLOSING)
+    core = Joined(state, steps=1 if stepped else 0).ends[D]
     before = snapshot(core)
     with pytest.raises(BadRequest, match="another session"):
         hear(core, message)
@@ -290,3 +312,45 @@ def test_a_ping_does_not_disturb_a_session() -> None:
     joined = Joined(State.SESSION, steps=1)
     joined.say(D, Ping(1))
     assert {end.steps_under_way for end in joined.ends.values()} == {1}
+
+
+def fed_session() -> Joined:
+    joined = Joined(State.IDLE)
+    joined.say(D, Open(SESSION, 0, 6, 64, bytes(FEED_BYTES)))
+    joined.say(L, OPENED)
+    return joined
+
+
+def test_a_session_with_a_feed_also_answers_steps_that_came_elsewhere() -> None:
+    joined = fed_session()
+    joined.say(L, output(7))
+    joined.say(L, ErrorMessage("busy", "full", step=8))
+    joined.say(D, step(9))
+    joined.say(D, step(11))
+    joined.say(L, output(10))
+    assert {end.steps_under_way for end in joined.ends.values()} == {2}
+    with pytest.raises(BadRequest, match="out of order"):
+        hear(joined.ends[D], output(11))
+    joined.say(L, output(9))
+    joined.say(L, output(11))
+    assert {end.steps_under_way for end in joined.ends.values()} == {0}
+
+
+def test_the_right_to_answer_such_steps_ends_with_the_session() -> None:
+    joined = fed_session()
+    joined.say(D, Close(SESSION))
+    joined.say(L, output(3))
+    joined.say(L, Closed(SESSION))
+    joined.say(D, OPEN)
+    joined.say(L, OPENED)
+    with pytest.raises(BadRequest):
+        hear(joined.ends[D], output(4))
+
+
+def test_steps_of_a_feed_are_not_answered_and_not_counted() -> None:
+    joined = Joined(State.FED)
+    for number in range(MAX_STEPS_UNDER_WAY + 1):
+        joined.say(D, step(number))
+    assert {end.steps_under_way for end in joined.ends.values()} == {0}
+    with pytest.raises(BadRequest):
+        hear(joined.ends[D], output(0))
