@@ -26,7 +26,7 @@ class SwarmCache(Cache):
 
     So cutting back, reordering and repeating rows send nothing, a copy costs nothing, and a cache
     whose sessions were closed still works: the next step runs its tokens again. The sessions are
-    closed by `close`, and when the cache is dropped. One step at a time (UsageError).
+    closed by `close`, and when the cache is dropped. One thread at a time (UsageError).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SwarmCache(Cache):
         self._max_positions = max_positions
         self._reserved = 0
         self.loop = loop
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
         weakref.finalize(self, loop.post, self.sessions.close).atexit = False
 
     # ---- what the library's `generate` calls ---------------------------------------------------
@@ -148,8 +148,8 @@ class SwarmCache(Cache):
     # ---- what the model calls ------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """One step at a time. Raises UsageError while another thread is at one."""
+    def alone(self) -> Iterator[None]:
+        """For a step, or for all of a generation. Raises UsageError while another thread has it."""
         if not self._busy.acquire(blocking=False):
             raise UsageError("this session is in use by another thread; give each its own")
         try:
@@ -158,7 +158,7 @@ class SwarmCache(Cache):
             self._busy.release()
 
     def reserve(self, length: int) -> None:
-        """The sessions will need this many positions."""
+        """The sessions will need this many positions, and probably no more."""
         self._reserved = max(self._reserved, length)
 
     def room_for(self, length: int) -> int:
@@ -175,7 +175,8 @@ class SwarmCache(Cache):
         if self.sessions.n_open and length > self.sessions.max_length:
             self._reserved = max(self._reserved, 2 * self.sessions.max_length)
             self.close()
-        wanted = self.max_length or max(self._reserved, length)
+        # what is not known to end here will probably go on
+        wanted = self.max_length or max(self._reserved, length if self._reserved else 2 * length)
         return min(wanted, self._max_positions)
 
     def keep_embeddings(self, columns: Keys) -> None:

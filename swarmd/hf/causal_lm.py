@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -109,19 +110,36 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The library's `generate`, with all of its modes. In a session its caches are used: what
-        the text so far begins with is not run again."""
-        session = self.active_session
-        ours = kwargs.get("past_key_values") is None and kwargs.get("use_cache") is not False
-        if session is not None and ours:
-            session.reset()  # the table; what the sessions hold is found again by its tokens
-            kwargs["past_key_values"] = session
-        before, self._made.caches = getattr(self._made, "caches", None), []
-        try:
-            return super().generate(*args, **kwargs)
-        finally:
-            for cache in self._made.caches:
-                cache.close()
-            self._made.caches = before
+        the text so far begins with is not run again. Padding may stand on either side. Raises
+        UsageError for `position_ids`, which follow from the attention mask, and what `forward`
+        raises."""
+        if kwargs.get("position_ids") is not None:
+            raise UsageError("generate counts positions by attention_mask: leave position_ids out")
+        cache = kwargs.get("past_key_values")
+        with contextlib.ExitStack() as stack:
+            if isinstance(cache, SwarmCache):
+                stack.enter_context(cache.alone())
+            elif cache is None and self.active_session and kwargs.get("use_cache") is not False:
+                session = kwargs["past_key_values"] = self.active_session
+                stack.enter_context(session.alone())
+                session.reset()  # the table; what the sessions hold is found again by its tokens
+            before, self._made.caches = getattr(self._made, "caches", None), []
+            try:
+                return super().generate(*args, **kwargs)
+            finally:
+                for made in self._made.caches:
+                    made.close()
+                self._made.caches = before
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The library's hook. The positions that it counts are wrong for padding on the right."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        inputs.pop("position_ids", None)
+        return inputs
 
     def _prepare_cache_for_generation(
         self,
@@ -155,7 +173,10 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
             return self._checked(given), False
         if use_cache is not False and self.active_session is not None:
             return self.active_session, False
-        return self.new_cache(), not use_cache
+        cache = self.new_cache()
+        if not use_cache:
+            cache.reserve(1)  # and as many more as the call has
+        return cache, not use_cache
 
     def _checked(self, cache: Any) -> SwarmCache:
         if not isinstance(cache, SwarmCache) or cache.loop is not self._loop:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from swarmd.compute.ends import ModelEnds
 from swarmd.errors import UsageError
 from swarmd.hf.distributed import DistributedModel
+from swarmd.hf.loop_thread import LoopThread
+from swarmd.hf.swarm_link import SwarmLink
 
 __all__ = ["DistributedModelForSequenceClassification"]
 
@@ -16,6 +20,17 @@ __all__ = ["DistributedModelForSequenceClassification"]
 class DistributedModelForSequenceClassification(DistributedModel):
     """Made by `AutoDistributedModelForSequenceClassification.from_pretrained`; its `ends` are those
     of a classifier."""
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        ends: ModelEnds,
+        loop: LoopThread[SwarmLink],
+        *,
+        max_positions: int,
+    ) -> None:
+        super().__init__(config, ends, loop, max_positions=max_positions)
+        ends.head.config.pad_token_id = None  # it is given a row's last token only
 
     def forward(
         self,
@@ -31,6 +46,7 @@ class DistributedModelForSequenceClassification(DistributedModel):
         `labels` the loss. Raises UsageError for several rows of a model without a padding token,
         NoRoute for blocks that nobody serves, and what else a session raises."""
         cache = self.new_cache()
+        cache.reserve(1)  # and as many more as this call has
         try:
             passed = self.through(
                 cache,
@@ -41,11 +57,17 @@ class DistributedModelForSequenceClassification(DistributedModel):
             )
         finally:
             cache.close()
-        last = self._last_tokens(input_ids, passed.hidden)
+        found = []
         with torch.inference_mode():
-            found = self.ends.head(inputs_embeds=last, labels=labels, use_cache=False)
+            for row, last in enumerate(self._last_tokens(input_ids, passed.hidden)):
+                label = None if labels is None else labels[row : row + 1].cpu()
+                found.append(
+                    self.ends.head(inputs_embeds=last[None], labels=label, use_cache=False)
+                )
         output = SequenceClassifierOutputWithPast(
-            loss=None if found.loss is None else found.loss.clone(), logits=found.logits.clone()
+            # the library's losses are means; one of a label that is to be ignored is no number
+            loss=None if labels is None else torch.stack([one.loss for one in found]).nanmean(),
+            logits=torch.cat([one.logits for one in found]),
         )
         return output.to_tuple() if return_dict is False else output
 

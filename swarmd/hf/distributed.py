@@ -144,7 +144,7 @@ class DistributedModel(PreTrainedModel):
         """Run new columns through the blocks; of the last `keep` (default: of all) the outputs are
         given. If a row fails, the cache is as before. Raises UsageError, NoRoute, and what
         :meth:`~swarmd.client.chain_session.ChainSession.step` raises."""
-        with cache.step():
+        with cache.alone():
             book = cache.book
             new = new_columns(
                 book.columns, input_ids, inputs_embeds, attention_mask, position_ids,

@@ -12,6 +12,10 @@ from swarmd.hf.swarm_link import SwarmLink
 __all__ = ["Ran", "RowSessions", "RowStep"]
 
 
+SHARED_TOKENS = 32
+"""Peers share what they computed in pages of so many positions (`compute/pages.py`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowStep:
     """Instruction: run `tokens` positions from `start` on in the session of `slot`; `data` are
@@ -30,6 +34,18 @@ class Ran:
 
     output: bytes
     boundaries: tuple[tuple[int, bytes], ...]
+
+
+def _turns(steps: Sequence[RowStep]) -> list[list[int]]:
+    """Which steps to run side by side, and which after them: copies of a longer one, as beams
+    begin with, find at the peers what it has computed."""
+    first: dict[tuple[int, bytes], int] = {}
+    now: list[int] = []
+    later: list[int] = []
+    for index, step in enumerate(steps):
+        alike = first.setdefault((step.start, step.data), index)
+        (later if alike != index and step.tokens >= SHARED_TOKENS else now).append(index)
+    return [turn for turn in (now, later) if turn]
 
 
 class RowSessions:
@@ -67,7 +83,13 @@ class RowSessions:
             end = step.start + step.tokens
             return Ran(output, session.boundaries(step.start, end) if boundaries else ())
 
-        return await asyncio.gather(*map(one, steps), return_exceptions=True)
+        ran: dict[int, Ran | BaseException] = {}
+        for turn in _turns(steps):
+            results = await asyncio.gather(
+                *(one(steps[index]) for index in turn), return_exceptions=True
+            )
+            ran |= zip(turn, results, strict=True)
+        return [ran[index] for index in range(len(steps))]
 
     async def close(self, slots: Sequence[int] | None = None) -> None:
         """Close these sessions, or all of them."""
