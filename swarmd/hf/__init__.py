@@ -6,12 +6,3 @@ A script that has `AutoModelForCausalLM` takes `swarmd.AutoDistributedModelForCa
 `cache` (past_key_values) over `rows` (which session runs what; pure), and, on the event loop of
 `loop_thread`, `row_sessions` (a chain of hops for each row) over `swarm_link` (who serves).
 """
-
-from __future__ import annotations
-
-from swarmd.hf.auto import (
-    AutoDistributedModelForCausalLM,
-    AutoDistributedModelForSequenceClassification,
-)
-
-__all__ = ["AutoDistributedModelForCausalLM", "AutoDistributedModelForSequenceClassification"]

@@ -64,6 +64,7 @@ class DistributedModel(PreTrainedModel):
         self._loop = loop
         self._active: list[SwarmCache] = []
         self._finalizer = weakref.finalize(self, loop.close)
+        self._finalizer.atexit = False  # the loop sees to it itself
         super().train(False)
 
     # ---- what a program does with it -----------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import concurrent.futures.thread
 import contextlib
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
@@ -21,12 +24,14 @@ T = TypeVar("T")
 
 CLOSE_SECONDS = 15.0
 """For closing what runs there: sessions take a second, the DHT another."""
+_open: weakref.WeakSet[LoopThread[Any]] = weakref.WeakSet()
 _CLOSED = "this model is closed; load it again by from_pretrained"
 
 
 class LoopThread(Generic[S]):
     """Enters `service` on a new thread's loop, where it stays until `close`; `value` is what it
-    gave. Raises what entering raises. Any thread may call `run`, several at a time."""
+    gave. Raises what entering raises. Any thread may call `run`, several at a time. What is still
+    open when the program ends is closed then."""
 
     def __init__(self, service: Callable[[], AbstractAsyncContextManager[S]], *, name: str) -> None:
         self._service = service
@@ -35,8 +40,9 @@ class LoopThread(Generic[S]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._owner = TaskOwner(name)
-        # a daemon thread: the interpreter waits for others before it calls what would end them
+        # a daemon thread: the interpreter waits for others
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        _open.add(self)
         self._thread.start()
         try:
             self.value: S = self._ready.result()
@@ -138,3 +144,14 @@ class LoopThread(Generic[S]):
                 raise UsageError(_CLOSED)
             self._ready.set_result(value)
             await self._stop.wait()
+
+
+def _close_all() -> None:
+    for loop in list(_open):
+        loop.close()
+
+
+# Leaving the service needs asyncio's thread pool, whose end (concurrent.futures.thread, imported
+# above) comes before what `atexit` calls: so this is called where that is, and before it. Python
+# has no public name for it (tested).
+getattr(threading, "_register_atexit", atexit.register)(_close_all)

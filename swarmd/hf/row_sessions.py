@@ -95,24 +95,9 @@ class RowSessions:
         """Close these sessions, or all of them."""
         which = list(self._sessions) if slots is None else slots
         closing = [self._sessions.pop(slot) for slot in which if slot in self._sessions]
-        await asyncio.gather(*(session.__aexit__(None, None, None) for session in closing))
+        await self._link.close(closing)
 
     async def _open(self, slots: Sequence[int], max_length: int) -> None:
-        """All of `slots`, or none of them."""
-        chain = await self._link.chain(kv_needed=max_length * len(slots))
-        opening = [self._link.session(chain, max_length) for _ in slots]
-
-        async def one(session: ChainSession) -> None:
-            await session.__aenter__()
-            await session.open_links()
-
-        try:
-            results = await asyncio.gather(*map(one, opening), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-        except BaseException:
-            await asyncio.gather(*(session.__aexit__(None, None, None) for session in opening))
-            raise
+        opened = await self._link.sessions(len(slots), max_length=max_length)
         self.max_length = min(self.max_length, max_length) if self._sessions else max_length
-        self._sessions.update(zip(slots, opening, strict=True))
+        self._sessions.update(zip(slots, opened, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,9 @@ class LinkOptions:
 
 
 class SwarmLink:
-    """Chains and sessions of one model. The arithmetic is that of the first chain, for good: a
-    batch whose rows were computed in two would be neither's."""
+    """Chains and sessions of one model; leaving it closes those that are open. The arithmetic is
+    that of the first chain, for good: a batch whose rows were computed in two would be neither's.
+    """
 
     def __init__(
         self, router: Router, pool: Pool, folder: ModelFolder, first: Chain, *, wait: float = 0.0
@@ -50,6 +51,13 @@ class SwarmLink:
         self.folder = folder
         self.arithmetic = first.hops[0].peer.arithmetic
         self._wait = wait
+        self._sessions: set[ChainSession] = set()
+
+    async def __aenter__(self) -> SwarmLink:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close(tuple(self._sessions))
 
     @classmethod
     async def open(
@@ -83,16 +91,40 @@ class SwarmLink:
             arithmetic=self.arithmetic, kv_needed=kv_needed, wait=self._wait
         )
 
-    def session(self, chain: Chain, max_length: int) -> ChainSession:
-        """A session over `chain` that is still to be entered."""
-        return ChainSession(
-            self.router,
-            self.pool,
-            chain,
-            hidden_size=self.folder.hidden_size,
-            max_length=max_length,
-            config=SessionConfig(wait=self._wait),
-        )
+    async def sessions(self, count: int, *, max_length: int) -> list[ChainSession]:
+        """So many sessions over one chain, open at all of its hops, or none. Raises NoRoute, and
+        what opening raises."""
+        chain = await self.chain(kv_needed=max_length * count)
+        opening = [
+            ChainSession(
+                self.router,
+                self.pool,
+                chain,
+                hidden_size=self.folder.hidden_size,
+                max_length=max_length,
+                config=SessionConfig(wait=self._wait),
+            )
+            for _ in range(count)
+        ]
+
+        async def one(session: ChainSession) -> None:
+            self._sessions.add(await session.__aenter__())
+            await session.open_links()
+
+        try:
+            for result in await asyncio.gather(*map(one, opening), return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+        except BaseException:
+            await self.close(opening)
+            raise
+        return opening
+
+    async def close(self, sessions: Sequence[ChainSession]) -> None:
+        """Close these sessions, those that are not yet."""
+        closing = [session for session in sessions if session in self._sessions]
+        self._sessions.difference_update(closing)
+        await asyncio.gather(*(session.__aexit__(None, None, None) for session in closing))
 
 
 @contextlib.asynccontextmanager
@@ -119,4 +151,6 @@ async def swarm_link(folder: ModelFolder, options: LinkOptions) -> AsyncIterator
         )
         for liar in liars:
             router.convict(liar)
-        yield await SwarmLink.open(router, pool, folder, dtype=options.dtype, wait=options.wait)
+        link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, wait=options.wait)
+        async with link:
+            yield link

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from swarmd.blocks import Span
 from swarmd.client.router import Router
 from swarmd.compute.model_folder import ModelFolder
-from swarmd.hf import AutoDistributedModelForCausalLM
+from swarmd.hf.auto import AutoDistributedModelForCausalLM
 from swarmd.hf.swarm_link import LinkOptions, SwarmLink
 from swarmd.peers import PeerInfo
 from swarmd.wire.ping import ping
@@ -94,7 +94,11 @@ class Serving:
                 quantization=options.quantization,
                 rng=random.Random(7),
             )
-            yield await SwarmLink.open(router, pool, folder, dtype=options.dtype, wait=options.wait)
+            link = await SwarmLink.open(
+                router, pool, folder, dtype=options.dtype, wait=options.wait
+            )
+            async with link:
+                yield link
 
     def model(self, **options: Any) -> Any:
         """Connected; to be closed."""

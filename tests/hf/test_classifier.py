@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from swarmd.compute.model_folder import open_folder
 from swarmd.errors import ModelError, UsageError
-from swarmd.hf import AutoDistributedModelForSequenceClassification
+from swarmd.hf.auto import AutoDistributedModelForSequenceClassification
 from tests.families import tiny_config
 from tests.hf.serving import Serving
 from tests.local_swarm import LocalSwarm

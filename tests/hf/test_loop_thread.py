@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -132,3 +134,22 @@ def test_blocking_calls_on_the_loops_own_thread_are_refused(service: Service) ->
     with pytest.raises(RuntimeError, match="own thread"):
         loop.run(blocking())
     loop.close()
+
+
+def test_a_program_that_closes_nothing_ends_in_good_order() -> None:
+    script = """
+import asyncio, contextlib, sys
+from swarmd.hf.loop_thread import LoopThread
+assert "torch" not in sys.modules
+
+@contextlib.asynccontextmanager
+async def service():
+    yield
+    await asyncio.to_thread(print, "left")
+
+loop = LoopThread(service, name="swarmd-test")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")

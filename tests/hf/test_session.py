@@ -136,6 +136,19 @@ def test_a_dropped_cache_closes_its_sessions(serving: Serving, model: Any) -> No
         time.sleep(0.01)
 
 
+def test_closing_the_model_closes_what_is_open(serving: Serving) -> None:
+    with serving.model() as model:
+        cache = model(ONE, use_cache=True).past_key_values
+        assert not serving.idle
+    assert serving.idle
+    cache.close()
+    cache.cut(3)
+    with pytest.raises(UsageError, match="is closed"):
+        model(ONE, past_key_values=cache)
+    with pytest.raises(UsageError, match="is closed"):
+        model.generate(ONE, **FAR)
+
+
 def test_two_threads_do_not_go_on_in_one_session(serving: Serving, model: Any, whole: Any) -> None:
     inside, leave = threading.Event(), threading.Event()
 
