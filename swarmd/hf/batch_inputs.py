@@ -8,7 +8,40 @@ import torch
 from swarmd.errors import UsageError
 from swarmd.hf.rows import PAD, Keys
 
-__all__ = ["new_columns"]
+__all__ = ["Embeddings", "new_columns"]
+
+
+class Embeddings:
+    """Inputs that are no tokens, by keys below PAD, which are never used twice: a session may hold
+    one that is forgotten here."""
+
+    def __init__(self) -> None:
+        self._next = PAD - 1
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def put(self, row: torch.Tensor) -> int:
+        """Keep an input `(hidden size,)`; returns its key."""
+        key = self._next
+        self._next -= 1
+        self._rows[key] = row
+        return key
+
+    def __getitem__(self, key: int) -> torch.Tensor:
+        return self._rows[key]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def keep(self, columns: Keys) -> None:
+        """Forget those of which no column is left."""
+        if self._rows:
+            alive = set(columns.ravel().tolist())
+            self._rows = {key: row for key, row in self._rows.items() if key in alive}
+
+    def __copy__(self) -> Embeddings:
+        copied = Embeddings()
+        copied._next, copied._rows = self._next, dict(self._rows)
+        return copied
 
 
 def new_columns(
@@ -19,7 +52,8 @@ def new_columns(
     position_ids: torch.Tensor | None,
     *,
     vocab_size: int,
-    embeddings: dict[int, torch.Tensor],
+    hidden_size: int,
+    embeddings: Embeddings,
 ) -> Keys:
     """The keys of new columns `(rows, columns)`, which follow the columns `past`.
 
@@ -32,11 +66,14 @@ def new_columns(
         raise UsageError("give either input_ids or inputs_embeds")
     given = input_ids if input_ids is not None else inputs_embeds
     assert given is not None
-    if given.dim() != (2 if input_ids is not None else 3) or not given.shape[0] * given.shape[1]:
+    shape = given.shape[:2] if input_ids is not None else (*given.shape[:2], hidden_size)
+    if tuple(given.shape) != tuple(shape) or len(shape) < 2 or not given.numel():
         raise UsageError(
             f"inputs of shape {tuple(given.shape)}: input_ids are (rows, tokens), inputs_embeds "
-            "(rows, tokens, hidden size), and neither is empty"
+            f"(rows, tokens, {hidden_size}), and neither is empty"
         )
+    if given.is_floating_point() is (input_ids is not None):
+        raise UsageError(f"inputs of dtype {given.dtype}: tokens are integers, embeddings are not")
     rows, columns = int(given.shape[0]), int(given.shape[1])
     if past.shape[1] and past.shape[0] != rows:
         raise UsageError(
@@ -51,11 +88,10 @@ def new_columns(
         assert inputs_embeds is not None
         if inputs_embeds.requires_grad and torch.is_grad_enabled():
             raise UsageError("no gradients flow through the swarm: call this under torch.no_grad()")
-        below = min(embeddings, default=PAD)
-        keys = np.where(real, below - 1 - np.arange(rows * columns).reshape(rows, columns), PAD)
-        rest = inputs_embeds.detach().cpu()
+        keys = np.full((rows, columns), PAD, dtype=np.int64)
+        rest = inputs_embeds.detach().cpu().clone()
         for row, column in zip(*np.nonzero(real), strict=True):
-            embeddings[int(keys[row, column])] = rest[row, column]
+            keys[row, column] = embeddings.put(rest[row, column])
     if position_ids is not None:
         _check_positions(position_ids, past, real)
     return keys

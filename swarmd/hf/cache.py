@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import weakref
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import torch
 from transformers import Cache
 
 from swarmd.errors import UsageError
+from swarmd.hf.batch_inputs import Embeddings
 from swarmd.hf.loop_thread import LoopThread
 from swarmd.hf.row_sessions import RowSessions
-from swarmd.hf.rows import Keys, RowBook
+from swarmd.hf.rows import RowBook
 from swarmd.hf.swarm_link import SwarmLink
 
 __all__ = ["SwarmCache"]
@@ -43,8 +45,7 @@ class SwarmCache(Cache):
             raise UsageError(f"max_length {max_length}: this model has {max_positions} positions")
         self.book = RowBook()
         self.sessions = RowSessions(loop.value)
-        self.embeddings: dict[int, torch.Tensor] = {}
-        """Inputs that are no tokens, `(hidden size,)` each, by their keys."""
+        self.embeddings = Embeddings()
         self.max_length = max_length
         self._max_positions = max_positions
         self._reserved = 0
@@ -120,7 +121,7 @@ class SwarmCache(Cache):
             self.loop, max_positions=self._max_positions, max_length=self.max_length
         )
         copied.book.columns = self.book.columns.copy()
-        copied.embeddings = dict(self.embeddings)
+        copied.embeddings = copy.copy(self.embeddings)
         memo[id(self)] = copied
         return copied
 
@@ -139,11 +140,13 @@ class SwarmCache(Cache):
             raise UsageError(f"cut({position}): there are {self.position} columns") from error
 
     def close(self) -> None:
-        """Close the sessions; the peers free their caches. The cache can be used again."""
-        self.book.lose_slots()
-        if self.sessions.n_open:
-            with contextlib.suppress(UsageError):  # the model is closed, and all with it
-                self.loop.run(self.sessions.close())
+        """Close the sessions; the peers free their caches. The cache can be used again. Waits for
+        another thread that is at a step."""
+        with self._busy:
+            self.book.lose_slots()
+            if self.sessions.n_open:
+                with contextlib.suppress(UsageError):  # the model is closed, and all with it
+                    self.loop.run(self.sessions.close())
 
     # ---- what the model calls ------------------------------------------------------------------
 
@@ -178,9 +181,3 @@ class SwarmCache(Cache):
         # what is not known to end here will probably go on
         wanted = self.max_length or max(self._reserved, length if self._reserved else 2 * length)
         return min(wanted, self._max_positions)
-
-    def keep_embeddings(self, columns: Keys) -> None:
-        """Forget inputs of which no column is left."""
-        if self.embeddings:
-            alive = set(columns.ravel().tolist())
-            self.embeddings = {key: row for key, row in self.embeddings.items() if key in alive}

@@ -131,6 +131,10 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
                     made.close()
                 self._made.caches = before
 
+    def init_continuous_batching(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raises UsageError: the library's manager wants the caches here."""
+        raise UsageError("the peers batch what runs at the same time: give generate several rows")
+
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -156,9 +160,12 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
                 "at the peers; leave it out"
             )
         cache = model_kwargs.get("past_key_values")
+        if not generation_config.use_cache:
+            if cache is not None and cache is not self.active_session:
+                raise UsageError("past_key_values with use_cache=False: leave one of them out")
+            model_kwargs.pop("past_key_values", None)
+            return
         if cache is None:
-            if not generation_config.use_cache:
-                return
             cache = self.new_cache()
             self._made.caches.append(cache)
         else:

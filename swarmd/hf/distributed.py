@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import UsageError
-from swarmd.hf.batch_inputs import new_columns
+from swarmd.hf.batch_inputs import Embeddings, new_columns
 from swarmd.hf.cache import SwarmCache
 from swarmd.hf.loop_thread import LoopThread
 from swarmd.hf.row_sessions import Ran, RowStep
@@ -149,7 +149,8 @@ class DistributedModel(PreTrainedModel):
             book = cache.book
             new = new_columns(
                 book.columns, input_ids, inputs_embeds, attention_mask, position_ids,
-                vocab_size=int(self.config.vocab_size), embeddings=cache.embeddings,
+                vocab_size=int(self.config.vocab_size), hidden_size=self.ends.hidden_size,
+                embeddings=cache.embeddings,
             )  # fmt: skip
             kept = new.shape[1] if keep is None else min(keep, new.shape[1])
             room = cache.room_for(book.length_with(new))
@@ -171,12 +172,10 @@ class DistributedModel(PreTrainedModel):
                 if not isinstance(result, Ran):
                     raise result
             book.commit(plan)
-            cache.keep_embeddings(book.columns)
+            cache.embeddings.keep(book.columns)
         return self._passed(plan, done, kept)
 
-    def _embedded(
-        self, feeds: Sequence[Feed], embeddings: dict[int, torch.Tensor]
-    ) -> list[RowStep]:
+    def _embedded(self, feeds: Sequence[Feed], embeddings: Embeddings) -> list[RowStep]:
         """The inputs of the first block; feeds of one length are embedded together."""
         by_length: defaultdict[int, list[int]] = defaultdict(list)
         for index, feed in enumerate(feeds):

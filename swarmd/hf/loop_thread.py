@@ -37,6 +37,9 @@ class LoopThread(Generic[S]):
         self._service = service
         self._ready: concurrent.futures.Future[S] = concurrent.futures.Future()
         self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: set[concurrent.futures.Future[Any]] = set()
+        self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._owner = TaskOwner(name)
@@ -61,39 +64,47 @@ class LoopThread(Generic[S]):
 
         async def carry() -> None:
             try:
-                done = await work
+                result.set_result(await work)
             except asyncio.CancelledError:
-                result.set_exception(UsageError(_CLOSED))
                 raise
             except BaseException as error:
                 result.set_exception(error)
-            else:
-                result.set_result(done)
+
+        def ended(_task: object = None) -> None:
+            work.close()  # one that was cancelled before it began
+            _close_result(result)
 
         def start() -> None:
             nonlocal task
-            carrying = carry()
             try:
-                task = self._owner.spawn(carrying, name="call", errors="log")
+                task = self._owner.spawn(carry(), name="call", errors="log")
             except RuntimeError:
-                work.close()
-                result.set_exception(UsageError(_CLOSED))
+                ended()
+            else:
+                task.add_done_callback(ended)
 
         def cancel() -> None:
             if task is not None:
                 task.cancel()
 
-        if not self._soon(start):
-            work.close()
-            raise UsageError(_CLOSED)
+        with self._lock:
+            if not self._ended:
+                self._waiting.add(result)
         try:
-            return result.result()
-        except BaseException:
-            if not result.done():
-                self._soon(cancel)
-                with contextlib.suppress(BaseException):
-                    result.exception(CLOSE_SECONDS)
-            raise
+            if self._ended or not self._soon(start):
+                work.close()
+                raise UsageError(_CLOSED)
+            try:
+                return result.result()
+            except BaseException:
+                if not result.done():
+                    self._soon(cancel)
+                    with contextlib.suppress(BaseException):
+                        result.exception(CLOSE_SECONDS)
+                raise
+        finally:
+            with self._lock:
+                self._waiting.discard(result)
 
     def post(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have `call()` awaited on the loop without waiting for it; dropped if it is closed. For
@@ -136,6 +147,11 @@ class LoopThread(Generic[S]):
             if self._ready.done():
                 raise
             self._ready.set_exception(error)
+        finally:  # what was handed over when the loop had just ended
+            with self._lock:
+                self._ended = True
+                for result in self._waiting:
+                    _close_result(result)
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -144,6 +160,11 @@ class LoopThread(Generic[S]):
                 raise UsageError(_CLOSED)
             self._ready.set_result(value)
             await self._stop.wait()
+
+
+def _close_result(result: concurrent.futures.Future[Any]) -> None:
+    with contextlib.suppress(concurrent.futures.InvalidStateError):  # it has one
+        result.set_exception(UsageError(_CLOSED))
 
 
 def _close_all() -> None:

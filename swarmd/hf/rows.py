@@ -163,8 +163,12 @@ class RowBook:
         """A slot for each row, the longest shared beginnings first; a row's last slot wins ties."""
         while len(self._slots) < len(wanted):
             self._slots[next(self._numbers)] = np.empty(0, dtype=np.int64)
-        if len(self._slots) == 1:
-            return {0: next(iter(self._slots))}
+        own = [self._slot_of.get(row) for row in range(len(wanted))]
+        if len(set(own) - {None}) == len(wanted) and all(
+            slot in self._slots and _shared(keys, self._slots[slot]) == len(self._slots[slot])
+            for slot, keys in zip(own, wanted, strict=True)
+        ):
+            return dict(self._slot_of)  # each row goes on where it is
         shared = [
             (_shared(keys, held), self._slot_of.get(row) == slot, -row, -slot)
             for row, keys in enumerate(wanted)

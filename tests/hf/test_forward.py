@@ -60,9 +60,8 @@ def test_a_cache_goes_on(serving: Serving, model: Any, whole: Any) -> None:
     for row, prompt, rest in zip(logits, PROMPTS, more.tolist(), strict=True):
         close(row, whole(torch.tensor([prompt + rest])).logits[0, -2:])
     assert not serving.idle
-    del cache
-    with serving.tokens_run():  # the sessions of a cache that was dropped are closed by the loop
-        model(ONE)
+    cache.close()
+    assert serving.idle
     cache = model(ONE, use_cache=True).past_key_values
     cache.close()
     assert serving.idle
@@ -97,6 +96,16 @@ def test_embeddings_in_the_place_of_tokens(model: Any, whole: Any) -> None:
     cache.close()
 
 
+def test_embeddings_of_a_session_are_not_taken_for_earlier_ones(model: Any, whole: Any) -> None:
+    first, second = (whole.get_input_embeddings()(ids).detach() for ids in (ONE, ONE + 1))
+    with model.session(max_length=32) as session:
+        model(inputs_embeds=first)
+        session.cut(0)
+        model(ONE)
+        session.cut(0)
+        close(model(inputs_embeds=second).logits, whole(ONE + 1).logits)
+
+
 def test_the_loss_is_the_stock_models(model: Any, whole: Any) -> None:
     close(model(ONE, labels=ONE).loss, whole(ONE, labels=ONE).loss)
 
@@ -116,6 +125,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "either input_ids or inputs_embeds"),
     "both": ({"input_ids": ONE, "inputs_embeds": torch.zeros(1, 8, 32)}, "either"),
     "an empty row": ({"input_ids": ONE[:, :0]}, "neither is empty"),
+    "fractions": ({"input_ids": ONE.float()}, "tokens are integers"),
+    "a narrow embedding": ({"inputs_embeds": torch.zeros(1, 8, 31)}, "32"),
     "one dimension": ({"input_ids": ONE[0]}, "rows, tokens"),
     "an unknown word": ({"input_ids": ONE + 90}, r"0\.\.96"),
     "a negative word": ({"input_ids": -ONE}, r"0\.\.96"),

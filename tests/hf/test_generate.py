@@ -216,9 +216,13 @@ def test_blocks_without_a_peer_are_an_error_and_the_model_lives_on(
 def test_caches_of_other_kinds_are_refused(model: Any, whole: Any) -> None:
     with pytest.raises(UsageError, match="cache_implementation"):
         model.generate(ONE, cache_implementation="static", max_new_tokens=2)
+    with pytest.raises(UsageError, match="peers batch"):
+        model.generate_batch([[3, 4]])
     theirs = whole(ONE, use_cache=True).past_key_values
     with pytest.raises(UsageError, match="not of this model"):
         model.generate(ONE, past_key_values=theirs, max_new_tokens=2)
     ours = model(ONE, use_cache=True).past_key_values
+    with pytest.raises(UsageError, match="leave one of them out"):
+        model.generate(ONE, past_key_values=ours, use_cache=False, max_new_tokens=2)
     with pytest.raises(UsageError, match="distributed model it is of"):
         whole(ONE, past_key_values=ours)

@@ -94,6 +94,39 @@ def test_closing_ends_work_that_others_wait_for(service: Service) -> None:
     assert service.left == 1
 
 
+def test_no_caller_waits_for_a_loop_that_is_closed_meanwhile(service: Service) -> None:
+    loop = LoopThread(service, name="swarmd-test")
+    held, errors = threading.Event(), []
+
+    async def hold() -> None:  # the loop's thread, so that what follows waits in its queue
+        held.set()
+        time.sleep(0.1)  # noqa: ASYNC251
+
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    def wait(work: Any) -> None:
+        try:
+            loop.run(work())
+        except UsageError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=wait, args=(work,)) for work in (hold, *[forever] * 4)]
+    threads[0].start()
+    assert held.wait(10)
+    for thread in threads[1:3]:
+        thread.start()
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    for thread in threads[3:]:
+        thread.start()
+    for thread in (*threads, closing):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(errors) >= 4
+    assert all("closed" in error for error in errors)
+
+
 def test_an_interrupt_cancels_the_work_before_it_goes_on(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,16 @@ def test_a_step_that_failed_leaves_the_table_and_says_what_sessions_hold() -> No
     assert run(book, table([5], [6])) == [(0, 2, [5]), (1, 2, [6])]
 
 
+def test_a_failed_step_may_have_closed_a_rows_session() -> None:
+    book = RowBook()
+    run(book, table([1, 2, 3], [1, 9, 4]))
+    book.select([0])
+    book.cut(1)
+    plan = book.plan(table([9, 4, 5]), keep=1)  # the other row's session fits better
+    assert len(plan.surplus) == 1
+    assert run(book, table([9, 4, 5]), keep=1) == [(0, 3, [5])]
+
+
 def test_lost_sessions_run_everything_again() -> None:
     book = RowBook()
     run(book, table([1, 2]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from swarmd.errors import UsageError
 from tests.hf.serving import Serving
@@ -147,6 +149,24 @@ def test_closing_the_model_closes_what_is_open(serving: Serving) -> None:
         model(ONE, past_key_values=cache)
     with pytest.raises(UsageError, match="is closed"):
         model.generate(ONE, **FAR)
+
+
+def test_generate_without_a_cache_leaves_a_session_alone(model: Any, whole: Any) -> None:
+    plain = GenerationConfig(use_cache=False, max_new_tokens=2, eos_token_id=96)
+    with model.session(max_length=64) as session:
+        found = model.generate(ONE, generation_config=plain)
+        assert session.position == 0
+    assert found.tolist() == whole.generate(ONE, generation_config=plain).tolist()
+
+
+def test_a_dropped_model_ends_its_thread(serving: Serving) -> None:
+    model = serving.model()
+    model.generate(ONE, **FAR)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "swarmd-hf"]
 
 
 def test_two_threads_do_not_go_on_in_one_session(serving: Serving, model: Any, whole: Any) -> None:
