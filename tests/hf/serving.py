@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -71,6 +72,14 @@ class Serving:
         return all(
             peer.engine.kv_free == peer.engine.kv_tokens for peer in self.swarm.peers if peer.alive
         )
+
+    def comes_to_rest(self, seconds: float = 10.0) -> bool:
+        """Whether all caches become free; peers do that just after they say that a session is
+        closed."""
+        give_up = time.monotonic() + seconds
+        while not self.idle and time.monotonic() < give_up:
+            time.sleep(0.005)
+        return self.idle
 
     def tokens_run(self) -> Counted:
         return Counted(self)

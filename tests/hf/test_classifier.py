@@ -58,7 +58,7 @@ def test_logits_and_losses_are_the_stock_models(both: tuple[Any, Any, Serving]) 
     assert found.logits.shape == (3, 3)
     torch.testing.assert_close(found.logits, expected.logits.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.loss, expected.loss.detach(), rtol=1e-4, atol=1e-4)
-    assert serving.idle
+    assert serving.comes_to_rest()
     one = model(ROWS[1:2], return_dict=False)
     torch.testing.assert_close(one[0], expected.logits[1:2].detach(), rtol=1e-4, atol=1e-4)
     embeds = model.get_input_embeddings()(ROWS)

@@ -35,7 +35,7 @@ def test_logits_are_the_stock_models(serving: Serving, model: Any, whole: Any) -
     output = model(ONE)
     close(output.logits, whole(ONE).logits)
     assert output.past_key_values is None
-    assert serving.idle
+    assert serving.comes_to_rest()
     close(model(ONE, logits_to_keep=2).logits, whole(ONE).logits[:, -2:])
     close(model(ONE, logits_to_keep=torch.tensor([1, 3])).logits, whole(ONE).logits[:, [1, 3]])
     close(model(ONE, return_dict=False)[0], whole(ONE).logits)
@@ -61,10 +61,10 @@ def test_a_cache_goes_on(serving: Serving, model: Any, whole: Any) -> None:
         close(row, whole(torch.tensor([prompt + rest])).logits[0, -2:])
     assert not serving.idle
     cache.close()
-    assert serving.idle
+    assert serving.comes_to_rest()
     cache = model(ONE, use_cache=True).past_key_values
     cache.close()
-    assert serving.idle
+    assert serving.comes_to_rest()
     close(
         model(ONE[:, :1], past_key_values=cache).logits[:, -1],
         whole(torch.cat([ONE, ONE[:, :1]], 1)).logits[:, -1],

@@ -56,7 +56,7 @@ def test_every_mode_equals_the_stock_model(
 ) -> None:
     found = same(whole, model, ONE, **MODES[mode])
     assert len(set(found[0].tolist())) > 8, "an answer that repeats itself proves little"
-    assert serving.idle, "sessions are left at the peers"
+    assert serving.comes_to_rest(), "sessions are left at the peers"
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "several samples"])
@@ -64,7 +64,7 @@ def test_a_padded_batch_equals_the_stock_model(
     mode: str, serving: Serving, model: Any, whole: Any
 ) -> None:
     same(whole, model, LEFT, attention_mask=(LEFT != 0).long(), **MODES[mode])
-    assert serving.idle
+    assert serving.comes_to_rest()
 
 
 def test_padding_on_the_right_is_as_good(model: Any, whole: Any) -> None:
