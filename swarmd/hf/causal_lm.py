@@ -109,20 +109,26 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The library's `generate`, with all of its modes. In a session its caches are used: what
-        the text so far begins with is not run again. Padding may stand on either side. Raises
-        UsageError for `position_ids`, which follow from the attention mask, and what `forward`
-        raises."""
+        """The library's `generate`, with all of its modes. In a session, or with a cache, what the
+        text begins with is not run again (or, as in the library, what follows is given, with a mask
+        of all). Padding may stand on either side. Raises UsageError for `position_ids`, which
+        follow from the attention mask, and what `forward` raises."""
         if kwargs.get("position_ids") is not None:
             raise UsageError("generate counts positions by attention_mask: leave position_ids out")
-        cache = kwargs.get("past_key_values")
+        cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        config = kwargs.get("generation_config") or self.generation_config
+        if (config.use_cache if use_cache is None else use_cache) is not False:
+            cache = kwargs["past_key_values"] = self.active_session if cache is None else cache
+        elif cache is not None:
+            raise UsageError("past_key_values with use_cache=False: leave one of them out")
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        mask = kwargs.get("attention_mask")
         with contextlib.ExitStack() as stack:
-            if isinstance(cache, SwarmCache):
-                stack.enter_context(cache.alone())
-            elif cache is None and self.active_session and kwargs.get("use_cache") is not False:
-                session = kwargs["past_key_values"] = self.active_session
-                stack.enter_context(session.alone())
-                session.reset()  # the table; what the sessions hold is found again by its tokens
+            if cache is not None:
+                stack.enter_context(self._checked(cache).alone())
+                if inputs is None or mask is None or mask.shape[-1] == inputs.shape[-1]:
+                    # the whole text: what the sessions hold of it is found by its tokens
+                    cache.reset()
             before, self._made.caches = getattr(self._made, "caches", None), []
             try:
                 return super().generate(*args, **kwargs)
@@ -161,8 +167,6 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
             )
         cache = model_kwargs.get("past_key_values")
         if not generation_config.use_cache:
-            if cache is not None and cache is not self.active_session:
-                raise UsageError("past_key_values with use_cache=False: leave one of them out")
             model_kwargs.pop("past_key_values", None)
             return
         if cache is None:

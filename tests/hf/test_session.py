@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from swarmd.errors import UsageError
 from tests.hf.serving import Serving
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 ONE = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8]])
 MORE = torch.tensor([[7, 7, 40]])
 FAR: dict[str, Any] = {"eos_token_id": 96, "max_new_tokens": 6}
@@ -113,6 +116,38 @@ def test_a_copied_cache_goes_its_own_way(model: Any, whole: Any) -> None:
     prompt.close()
 
 
+def test_a_cache_may_hold_more_than_the_text_or_another_one(
+    serving: Serving, model: Any, whole: Any
+) -> None:
+    cache = model(ONE, use_cache=True).past_key_values
+    for text in (ONE, ONE[:, :4], torch.cat([ONE[:, :5], MORE], 1)):
+        found = model.generate(text, past_key_values=cache, **FAR)
+        assert found.tolist() == whole.generate(text, **FAR).tolist()
+    with serving.tokens_run() as run:  # what follows, with a mask of all
+        cache.cut(5)
+        found = model.generate(MORE, past_key_values=cache, attention_mask=torch.ones(1, 8), **FAR)
+    assert run.positions[0] == 1, "these very tokens were run before"
+    assert found[0, 3:].tolist() == whole.generate(text, **FAR)[0, 8:].tolist()
+    cache.close()
+
+
+def test_the_lines_of_the_page_run(model: Any, whole: Any) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    names = {
+        "torch": torch, "model": model, "question": MORE, "other": ONE, "ids": ONE,
+        "input_ids": ONE, "mask": torch.ones_like(ONE),
+    }  # fmt: skip
+    model.generation_config.eos_token_id = 96
+    for heading in ("Calling the model", "Sessions"):
+        found = re.search(rf"## {heading}\n.*?```python\n(.*?)```", page, re.DOTALL)
+        assert found is not None
+        lines = found[1].replace("max_length=512", "max_length=64").replace("=50", "=6")
+        exec(lines, names)
+    text = torch.cat([names["answer"][:, :20], ONE], dim=1)
+    expected = whole(text).logits[:, 20:].detach()
+    torch.testing.assert_close(names["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_of_a_cache_are_repeated_and_chosen(model: Any, whole: Any) -> None:
     cache = model(torch.cat([ONE, ONE + 1]), use_cache=True).past_key_values
     assert (cache.batch_size, bool(cache), cache.is_compileable) == (2, True, False)
@@ -150,8 +185,9 @@ def test_closing_the_model_closes_what_is_open(serving: Serving) -> None:
 def test_generate_without_a_cache_leaves_a_session_alone(model: Any, whole: Any) -> None:
     plain = GenerationConfig(use_cache=False, max_new_tokens=2, eos_token_id=96)
     with model.session(max_length=64) as session:
+        model(MORE)
         found = model.generate(ONE, generation_config=plain)
-        assert session.position == 0
+        assert session.position == 3
     assert found.tolist() == whole.generate(ONE, generation_config=plain).tolist()
 
 
