@@ -166,7 +166,7 @@ class DistributedModelForCausalLM(DistributedModel, GenerationMixin):
                 "at the peers; leave it out"
             )
         cache = model_kwargs.get("past_key_values")
-        if not generation_config.use_cache:
+        if generation_config.use_cache is False:
             model_kwargs.pop("past_key_values", None)
             return
         if cache is None:
