@@ -11,8 +11,9 @@ import click
 from swarmd.blocks import BlockRequest, parse_blocks
 from swarmd.errors import UsageError
 from swarmd.identity import PeerId
-from swarmd.invite import PREFIX, Invite
-from swarmd.peers import Address, parse_address
+from swarmd.invite import Invite
+from swarmd.membership import parse_node
+from swarmd.peers import Address
 from swarmd.routing.query import CHAIN_QUANTIZATIONS
 
 __all__ = [
@@ -35,10 +36,7 @@ def _nodes(
     _ctx: click.Context, _param: click.Parameter, values: Any
 ) -> tuple[Address | Invite, ...]:
     """Callback of `--peer`: an invite does as well."""
-    return tuple(
-        Invite.parse(value) if value.strip().startswith(PREFIX) else parse_address(value)
-        for value in values
-    )
+    return tuple(parse_node(value) for value in values)
 
 
 def _invites(_ctx: click.Context, _param: click.Parameter, values: Any) -> tuple[Invite, ...]:

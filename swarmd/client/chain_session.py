@@ -115,6 +115,12 @@ class ChainSession:
         """What went wrong so far, in order."""
         return tuple(self._story)
 
+    def boundaries(self, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
+        """The hidden states that entered each hop at positions `[start, end)` of what is complete:
+        the hop's first block, and raw bytes. Raises IndexError."""
+        hops = self._machine.hops
+        return tuple((span.start, self._inputs[key].read(start, end)) for key, span in hops)
+
     async def __aenter__(self) -> ChainSession:
         await self._owner.__aenter__()
         return self

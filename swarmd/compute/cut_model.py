@@ -33,6 +33,7 @@ __all__ = [
     "keep_blocks",
     "layer_stack",
     "parse_config",
+    "without_final_norm",
     "without_head",
     "without_prelude",
 ]
@@ -99,16 +100,20 @@ def layer_stack(model: PreTrainedModel) -> tuple[Any, str]:
     raise UnsupportedModel(f"{type(model).__name__}: no list of {n_blocks} blocks was found")
 
 
-def cut_class(config: PretrainedConfig, span: Span | None) -> type[PreTrainedModel]:
-    """A subclass of the stock causal model whose constructor keeps only the blocks of `span`
-    (a server's part), or everything but the blocks (a client's part, `span` is None).
+def cut_class(
+    config: PretrainedConfig, span: Span | None, task: Any = AutoModelForCausalLM
+) -> type[PreTrainedModel]:
+    """A subclass of the stock model whose constructor keeps only the blocks of `span` (a server's
+    part), or everything but the blocks (a client's part, `span` is None). `task` is the library's
+    auto class of what the model is for.
 
     The stock name is kept, so that the library finds its weight conversions.
     """
     try:
-        stock = AutoModelForCausalLM._model_mapping[type(config)]
+        stock = task._model_mapping[type(config)]
     except KeyError as error:
-        raise UnsupportedModel(f"transformers has no causal model {config.model_type}") from error
+        kind = "causal model" if task is AutoModelForCausalLM else "sequence classifier"
+        raise UnsupportedModel(f"transformers has no {kind} {config.model_type}") from error
 
     def construct(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kw: Any) -> None:
         stock.__init__(self, config, *args, **kw)
@@ -141,12 +146,16 @@ def without_prelude(model: PreTrainedModel) -> None:
 
 
 def without_head(model: PreTrainedModel) -> None:
-    """Make the stack's owner return hidden states as they leave its last block."""
-    owner = layer_stack(model)[0]
+    """Make model and stack's owner return hidden states as they leave the last block."""
     model.set_output_embeddings(nn.Identity())
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}
     model._tied_weights_keys = None
+    without_final_norm(layer_stack(model)[0])
+
+
+def without_final_norm(owner: nn.Module) -> None:
+    """Make the stack's owner return hidden states as they leave its last block."""
     name = final_norm(owner)
     if name is not None:
         setattr(owner, name, nn.Identity())

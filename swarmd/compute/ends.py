@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from swarmd.compute.cut_model import forked, layer_stack, without_head, without_prelude
+from swarmd.compute.cut_model import forked, layer_stack, without_final_norm, without_prelude
 from swarmd.compute.graphed_ends import GraphedCall
 from swarmd.compute.row_linear import use_faster_rows
 from swarmd.compute.weights import WeightFolder, load_part, torch_dtype
@@ -21,9 +22,17 @@ log = logging.getLogger(__name__)
 class ModelEnds:
     """Embedding and head of a model over one set of weights (a tied embedding is held once)."""
 
-    def __init__(self, folder: WeightFolder, *, dtype: str, device: str = "cpu") -> None:
-        """Read the tensors outside the blocks. Raises ModelError, UnsupportedModel."""
-        model = load_part(folder, None, dtype=dtype, device=device)
+    def __init__(
+        self,
+        folder: WeightFolder,
+        *,
+        dtype: str,
+        device: str = "cpu",
+        task: Any = AutoModelForCausalLM,
+    ) -> None:
+        """Read the tensors outside the blocks; `task` is the library's auto class of what the model
+        is for. Raises ModelError, UnsupportedModel."""
+        model = load_part(folder, None, dtype=dtype, device=device, task=task)
         use_faster_rows(model)
         self._set_up(model, dtype=dtype, device=device)
 
@@ -36,8 +45,8 @@ class ModelEnds:
         return ends
 
     def _set_up(self, model: PreTrainedModel, *, dtype: str, device: str) -> None:
-        prelude = forked(model)
-        without_head(prelude)
+        prelude = layer_stack(forked(model))[0]
+        without_final_norm(prelude)
         without_prelude(model)
         self.config = model.config
         self.hidden_size = int(model.config.hidden_size)
@@ -46,7 +55,7 @@ class ModelEnds:
         self.torch_dtype = torch_dtype(dtype)
         self.device = device
         self._head = model
-        self._prelude = layer_stack(prelude)[0]
+        self._prelude: PreTrainedModel = prelude
         self._takes_positions = (
             "position_ids" in inspect.signature(type(self._prelude).forward).parameters
         )
@@ -55,6 +64,16 @@ class ModelEnds:
         self._graphed_logits: GraphedCall | None = None
         if device != "cpu":
             self._use_graphs()
+
+    @property
+    def prelude(self) -> PreTrainedModel:
+        """The stock module that embeds; it has no block and no norm."""
+        return self._prelude
+
+    @property
+    def head(self) -> PreTrainedModel:
+        """The stock model without embedding and blocks; its weights are the prelude's if tied."""
+        return self._head
 
     @torch.inference_mode()
     def _use_graphs(self) -> None:
@@ -80,6 +99,21 @@ class ModelEnds:
         return self._embedded(token_ids.to(self.device), positions.to(self.device)).to("cpu")
 
     @torch.inference_mode()
+    def embed_rows(self, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Several rows: token ids `(rows, tokens)`, or embeddings `(rows, tokens, hidden size)` in
+        their place, at `positions` `(rows, tokens)`. Returns `(rows, tokens, hidden size)`."""
+        return self._embedded(inputs.to(self.device), positions.to(self.device)).to("cpu")
+
+    @torch.inference_mode()
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the last block to what the output layer is given, in their shape
+        `(rows, tokens, hidden size)`."""
+        owner = layer_stack(self._head)[0]
+        hidden = hidden.to(device=self.device, dtype=self.torch_dtype)
+        output: torch.Tensor = owner(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return output.to("cpu")
+
+    @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the last block `(1, tokens, hidden size)` to float32 logits
         `(tokens, vocabulary)`."""
@@ -88,9 +122,10 @@ class ModelEnds:
             return self._graphed_logits(hidden)
         return self._head_logits(hidden.to(self.device)).to("cpu")
 
-    def _embedded(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         arguments = {"position_ids": positions} if self._takes_positions else {}
-        output = self._prelude(input_ids=token_ids, use_cache=False, **arguments)
+        arguments["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
+        output = self._prelude(use_cache=False, **arguments)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 

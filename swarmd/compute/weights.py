@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as library_logging
 
 from swarmd.blocks import Span
@@ -62,8 +62,10 @@ def load_part(
     dtype: str,
     device: str = "cpu",
     progress: BlockProgress | None = None,
+    task: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
-    """The causal model with only the blocks of `span`, or (None) with all but the blocks.
+    """The model (of the library's auto class `task`) with only the blocks of `span`, or (None) with
+    all but the blocks.
 
     `progress` is called before each tensor and after each block. Raises what it raises,
     ModelError for tensors that are missing or unreadable, and, before one is read,
@@ -72,7 +74,7 @@ def load_part(
     check_can_be_cut(folder.config)
     config = parse_config(folder.config)
     names = folder.client_tensors() if span is None else folder.block_tensors(span)
-    cls = cut_class(config, span)
+    cls = cut_class(config, span, task)
     with _open_tensors(folder, names, span) as tensors, _quiet_loading():
         if progress is not None and span is not None:
             tensors = _watched(tensors, progress)
