@@ -115,9 +115,14 @@ class ChainSession:
         """What went wrong so far, in order."""
         return tuple(self._story)
 
-    def boundaries(self, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
+    async def boundaries(self, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
         """The hidden states that entered each hop at positions `[start, end)` of what is complete:
-        the hop's first block, and raw bytes. Raises IndexError."""
+        the hop's first block, and raw bytes. Waits for what a ring's hops have still to tell, and
+        raises what a step raises. Not during a step. Raises IndexError."""
+        if end > self._machine.arrived(self._machine.hops[0][0]):
+            raise IndexError(f"positions {start}:{end} were not all run")
+        self._repair.begin()
+        await self._carry_out(start, lambda: self._machine.all_arrived(end))
         hops = self._machine.hops
         return tuple((span.start, self._inputs[key].read(start, end)) for key, span in hops)
 
@@ -194,7 +199,7 @@ class ChainSession:
         self._inputs[self._machine.hops[0][0]].append(data)
         self._repair.begin()
         began = time.perf_counter()
-        await self._carry_out(start)
+        await self._carry_out(start, lambda: self._machine.complete)
         if tokens == 1:
             self.statistics.decode_steps += 1
             self.statistics.decode_seconds += time.perf_counter() - began
@@ -220,8 +225,8 @@ class ChainSession:
 
     # ---- a step -------------------------------------------------------------------------------
 
-    async def _carry_out(self, position: int) -> None:
-        while not self._machine.complete:
+    async def _carry_out(self, position: int, done: Callable[[], bool]) -> None:
+        while not done():
             for key in self._machine.lost_hops:
                 await self._replace(key, position)
             for run in self._machine.runnable():

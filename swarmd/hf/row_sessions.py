@@ -81,7 +81,7 @@ class RowSessions:
             session = self._sessions[step.slot]
             output = await session.step(step.start, step.data, step.tokens)
             end = step.start + step.tokens
-            return Ran(output, session.boundaries(step.start, end) if boundaries else ())
+            return Ran(output, await session.boundaries(step.start, end) if boundaries else ())
 
         ran: dict[int, Ran | BaseException] = {}
         for turn in _turns(steps):

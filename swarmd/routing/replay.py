@@ -170,6 +170,10 @@ class Replay:
         """How many positions have arrived at the boundary before the hop."""
         return self._hop(key).arrived
 
+    def all_arrived(self, end: int) -> bool:
+        """Whether all positions before `end` have arrived before each hop."""
+        return all(hop.arrived >= end for hop in self._hops)
+
     def is_linked(self, key: int) -> bool:
         return self._hop(key).linked
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import torch
 
 from swarmd.client.chain_session import ChainSession
 from swarmd.client.session_config import SessionConfig
@@ -242,5 +243,36 @@ def test_a_peer_that_finds_no_next_hop_says_so(
                 assert not await session.wait_for_links(10.0)
                 assert await answer(ends, session) == undisturbed
                 assert session.statistics.forwarded == 0
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("dying", [None, 0, 1])
+def test_what_entered_each_hop_is_waited_for(
+    dying: int | None, swarm: LocalSwarm, ends: ModelEnds, undisturbed: list[int], run_async: Runner
+) -> None:
+    """The answer leaves the last hop before the copies of the others are here, and some of those
+    die with their hop: then they are made again."""
+
+    async def work() -> None:
+        async with swarm.running(SPANS + SPANS):
+            async with ring(swarm, route="hub") as session:
+                assert await answer(ends, session) == undisturbed
+                length = len(session._inputs[session._machine.hops[0][0]])
+                expected = dict(await session.boundaries(0, length))
+            async with ring(swarm) as session:
+                assert await answer(ends, session) == undisturbed
+                if dying is not None:
+                    swarm.peers[dying].kill()
+                found = dict(await session.boundaries(0, length))
+                assert found.keys() == expected.keys()
+                for block, raw in found.items():
+                    ours, theirs = (
+                        torch.frombuffer(bytearray(one), dtype=torch.float32)
+                        for one in (raw, expected[block])
+                    )
+                    assert torch.allclose(ours, theirs, atol=1e-5), block
+                with pytest.raises(IndexError):
+                    await session.boundaries(0, length + 1)
 
     run_async(work())
