@@ -98,6 +98,7 @@ class Session:
                     continue  # the client waits for us
                 raise
             if isinstance(message, Step):
+                self._statistics.bytes_in += len(payload)
                 delay = self.guest.received(len(payload), loop.time())
                 refusal = self._refusal(payload)
                 self.steps.put(message, payload, loop.time(), refusal)
@@ -171,8 +172,7 @@ class Session:
             deadline=deadline,
             client=self.guest.client,
         )
-        self._statistics.steps += 1
-        self._statistics.tokens += hidden.shape[1]
+        self._statistics.ran(hidden.shape[1], result.queue_seconds, result.compute_seconds)
         self.story.ran(step.start, hidden.shape[1], result.queue_seconds, result.compute_seconds)
         return (
             *payload_of(result.hidden, self._model, step.tensor.codec),
