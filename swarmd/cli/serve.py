@@ -227,6 +227,11 @@ def command(
     swarmd serve --invite swarmd-invite-1-…        the same, by the line of: swarmd invite
     swarmd serve --blocks 10:20 --model ./llama    serves ten given blocks of a model folder
     """
+    wanted = None
+    if http is None:
+        _refuse_keys_without_http()
+    else:
+        wanted = _Http(*http, checked_keys("--http", http[0], api_keys, api_key_file))
     set_up_logging(log_format, verbose=verbose)
     swarm = membership(peers, invites, swarm_key)
     config = DaemonConfig(
@@ -262,11 +267,6 @@ def command(
 
     check_device(device)
     check_quantization(quantization, device)
-    wanted = None
-    if http is None:
-        _refuse_keys_without_http()
-    else:
-        wanted = _Http(*http, checked_keys("--http", http[0], api_keys, api_key_file))
     run(_serve(config, wanted))
 
 

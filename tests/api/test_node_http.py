@@ -19,6 +19,7 @@ from swarmd.api.node_server import serve_node_http
 from swarmd.blocks import BlockRequest, Span
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.config import DaemonConfig
+from swarmd.errors import PortInUse
 from swarmd.node.daemon import Daemon
 from swarmd.wire.transport import Greeting, dial
 from tests.conftest import Runner
@@ -235,5 +236,18 @@ def test_without_keys_only_names_of_this_machine_are_answered(
     async def work() -> None:
         async with site(folder, tmp_path) as seen:
             assert (await seen.get("/metrics", Host="evil.example"))[0] == 403
+
+    run_async(work())
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded(
+    folder: ModelFolder, tmp_path: Path, run_async: Runner
+) -> None:
+    async def work() -> None:
+        async with site(folder, tmp_path) as seen:
+            port = int(seen.url.rpartition(":")[2])
+            with pytest.raises(PortInUse, match=f"127.0.0.1:{port}"):
+                async with serve_node_http(seen.daemon, "127.0.0.1", port):
+                    pass
 
     run_async(work())
