@@ -81,16 +81,10 @@ class AnyGateway(abc.ABC):
         return next(iter(self._clients.values())).text
 
     async def load(self) -> None:
-        """Load the model's ends, if they are not. Raises ModelError, UnsupportedModel. That nobody
-        serves the model now is a warning."""
-        if self._clients:
-            return
-        dtype = "float32"
-        try:
-            dtype = (await choose_chain(self.router)).hops[0].peer.dtype
-        except NoRoute as error:
-            log.warning("requests are refused with 503 for now: %s", error)
-        await self._client(dtype)
+        """Load the model's ends, if they are not. Raises ModelError, UnsupportedModel, and NoRoute
+        when nobody serves the model now."""
+        if not self._clients:
+            await self._client((await choose_chain(self.router)).hops[0].peer.dtype)
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="swarmd-ends")
@@ -178,7 +172,11 @@ class Gateway(AnyGateway):
         return self._ground
 
     async def __aenter__(self) -> Self:
-        """Raises what `load` raises."""
+        """Raises ModelError, UnsupportedModel. That nobody serves the model now is a warning."""
         await super().__aenter__()
-        await self.load()
+        try:
+            await self.load()
+        except NoRoute as error:
+            log.warning("requests are refused with 503 for now: %s", error)
+            await self._client("float32")
         return self

@@ -82,8 +82,8 @@ class Prober:
     async def _probe(self, engine: Engine, hidden_size: int) -> None:
         try:
             await probe(engine, hidden_size)
-        except Busy:
-            return  # the engine answers, its cache is full: what was known stays
+        except Busy as error:  # the engine answers; its cache is full
+            self._readiness.postponed(str(error))
         except SwarmdError as error:
             log.warning("the node's own probe failed: %s", error)
             self._readiness.failed(str(error))

@@ -71,6 +71,11 @@ class Readiness:
         if self.state in (ReadyState.UNPROVEN, ReadyState.PROVEN):
             self.state, self._reason = ReadyState.UNPROVEN, f"the probe failed: {reason}"
 
+    def postponed(self, reason: str) -> None:
+        """The probe could not begin, through no fault of the blocks: what was known stays."""
+        if self.state is ReadyState.UNPROVEN:
+            self._reason = f"no probe yet: {reason}"
+
     @property
     def verdict(self) -> Verdict:
         ready = self.state is ReadyState.PROVEN

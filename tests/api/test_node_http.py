@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from swarmd.api.gateway import AnyGateway
 from swarmd.api.keys import ApiKeys
+from swarmd.api.node_gateway import NodeGateway
 from swarmd.api.node_server import serve_node_http
 from swarmd.blocks import BlockRequest, Span
 from swarmd.compute.model_folder import ModelFolder
@@ -79,18 +80,23 @@ async def stopped(daemon: Daemon, running: asyncio.Task[None]) -> None:
         await running
 
 
-def test_a_node_loads_serves_and_leaves(
-    folder: ModelFolder, tmp_path: Path, run_either: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads: list[AnyGateway] = []
-    load = AnyGateway.client_folder
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[AnyGateway]:
+    """The gateways that loaded their model's ends, in order."""
+    noted: list[AnyGateway] = []
+    load = NodeGateway.client_folder
 
-    async def noted(self: AnyGateway) -> ModelFolder:
-        loads.append(self)
+    async def note(self: NodeGateway) -> ModelFolder:
+        noted.append(self)
         return await load(self)
 
-    monkeypatch.setattr("swarmd.api.node_gateway.NodeGateway.client_folder", noted)
+    monkeypatch.setattr(NodeGateway, "client_folder", note)
+    return noted
 
+
+def test_a_node_loads_serves_and_leaves(
+    folder: ModelFolder, tmp_path: Path, run_either: Runner, loads: list[AnyGateway]
+) -> None:
     async def work() -> None:
         async with site(folder, tmp_path) as seen:
             daemon = seen.daemon
@@ -249,5 +255,25 @@ def test_a_taken_port_is_said_before_anything_is_loaded(
             with pytest.raises(PortInUse, match=f"127.0.0.1:{port}"):
                 async with serve_node_http(seen.daemon, "127.0.0.1", port):
                     pass
+
+    run_async(work())
+
+
+def test_a_part_of_a_model_is_refused_without_loading_its_ends(
+    folder: ModelFolder, tmp_path: Path, run_async: Runner, loads: list[AnyGateway]
+) -> None:
+    async def work() -> None:
+        async with site(folder, tmp_path, span=Span(0, 3)) as seen:
+            running = asyncio.ensure_future(seen.daemon.run())
+            await seen.daemon.ready.wait()
+            assert (await seen.get("/readyz"))[0] == 200, "its own blocks compute"
+            async with aiohttp.ClientSession() as http:
+                for _ in range(2):
+                    url = f"{seen.url}/v1/chat/completions"
+                    async with http.post(url, json=ASK) as answer:
+                        assert answer.status == 503
+                        assert (await answer.json())["error"]["missing"] == ["3:6"]
+            assert not loads
+            await stopped(seen.daemon, running)
 
     run_async(work())

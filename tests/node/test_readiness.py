@@ -44,6 +44,16 @@ def test_probes_are_few_however_they_end() -> None:
     assert not readiness.verdict.ready
 
 
+def test_a_full_cache_is_no_fault() -> None:
+    readiness = Readiness(every=10)
+    readiness.loaded()
+    readiness.postponed("full")
+    assert readiness.verdict == Verdict(False, "no probe yet: full")
+    readiness.passed()
+    readiness.postponed("full")
+    assert readiness.verdict == READY
+
+
 @pytest.mark.parametrize("probed", [False, True])
 def test_who_leaves_stays_unready(probed: bool) -> None:
     readiness = Readiness(every=10)
