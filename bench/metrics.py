@@ -3,9 +3,9 @@
 python -m bench.metrics [--rounds N] [--steps N]
 
 One daemon holds all blocks of the default model; one session sends it steps of one token. Rounds
-alternate between no scrape, one each second and one each 0.1 s, by a thread of this process, whose
-own work counts against the metrics. The cost of counting a step is measured on its own, and put in
-relation to the step.
+alternate between no scrape, one each second and one each 0.1 s, each time in another order, by a
+thread of this process, whose own work counts against the metrics. A ratio is the median of the
+rounds' ratios. The cost of counting a step is measured on its own, and put in relation to the step.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ def seconds_to_count(repeats: int = 100_000) -> float:
     return timeit.timeit(lambda: did.ran(1, 0.0002, 0.02), number=repeats) / repeats
 
 
-async def measure(port: int, url: str, rounds: int, steps: int) -> tuple[dict[str, float], Scraper]:
-    """Median milliseconds of a step by variant, and the last busy scraper."""
+async def measure(
+    port: int, url: str, rounds: int, steps: int
+) -> tuple[list[dict[str, float]], Scraper]:
+    """Median milliseconds of a step by variant, for each round; and the busiest scraper."""
     folder = await resolve_client_folder(None, None)
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    scraper = Scraper(url, None)
+    found: list[dict[str, float]] = []
+    busiest = Scraper(url, None)
     async with SwarmClient([Address("127.0.0.1", port)]) as client:
         pool = await client.pool(folder.model_id)
         router = client.router(
@@ -87,14 +89,20 @@ async def measure(port: int, url: str, rounds: int, steps: int) -> tuple[dict[st
             await session.open_links()
             await session.step(0, bytes(64 * row), 64)
             for at in range(rounds + 1):  # the first round warms up
-                for name, every in VARIANTS.items():
-                    with Scraper(url, every) as scraper:
+                order = list(VARIANTS)[at % 3 :] + list(VARIANTS)[: at % 3]
+                medians = {}
+                for name in order:
+                    times = []
+                    with Scraper(url, VARIANTS[name]) as scraper:
                         for step in range(steps):
                             began = time.perf_counter()
                             await session.step(64 + step, bytes(row), 1)
-                            if at:
-                                times[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(of) for name, of in times.items()}, scraper
+                            times.append(time.perf_counter() - began)
+                    medians[name] = 1000 * statistics.median(times)
+                    busiest = max(busiest, scraper, key=lambda one: len(one.seconds))
+                if at:
+                    found.append(medians)
+    return found, busiest
 
 
 def main() -> None:
@@ -108,14 +116,19 @@ def main() -> None:
         found = re.search(r"HTTP at (http://\S+)", node.log.read_text())
         assert found is not None
         url = found[1] + "/metrics"
-        steps, scraper = asyncio.run(measure(node.port, url, arguments.rounds, arguments.steps))
+        by_round, scraper = asyncio.run(measure(node.port, url, arguments.rounds, arguments.steps))
         resident = node.resident_mb
     counting = seconds_to_count()
+    steps = {name: statistics.median(one[name] for one in by_round) for name in VARIANTS}
+    ratios = {
+        name: statistics.median(one[name] / one["not scraped"] for one in by_round)
+        for name in VARIANTS
+    }
     bare = steps["not scraped"]
     show(
         "A decode step through 30 blocks",
         ["variant", "ms", "ratio"],
-        [[name, f"{ms:.2f}", f"{ms / bare:.3f}"] for name, ms in steps.items()],
+        [[name, f"{ms:.2f}", f"{ratios[name]:.3f}"] for name, ms in steps.items()],
     )
     scrape_ms = 1000 * statistics.median(scraper.seconds)
     print(
@@ -127,7 +140,8 @@ def main() -> None:
         {"rounds": arguments.rounds, "steps": arguments.steps, "blocks": "0:30"},
         {
             "step_ms": steps,
-            "ratio": {name: ms / bare for name, ms in steps.items()},
+            "ratio": ratios,
+            "rounds_ms": by_round,
             "count_us": 1e6 * counting,
             "count_share": 1000 * counting / bare,
             "scrape_ms": scrape_ms,

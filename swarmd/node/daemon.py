@@ -156,8 +156,7 @@ class Daemon:
                 announced.dtype = await self._dtype(directory, folder)
                 announced.span = await self._claim(directory, announcer, announced)
                 renewing = services.spawn(announcer.run(), name="announcer")
-                allow = None if config.allow is None else config.allow | {identity.peer_id}
-                door = Door(identity, config.keys, allow)
+                door = Door(identity, config.keys, config.allow)
                 await self._load_and_serve(directory, announcer, announced, closed_door, door)
             finally:
                 if renewing is not None:  # nothing may be announced after the tombstone

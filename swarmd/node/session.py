@@ -98,7 +98,6 @@ class Session:
                     continue  # the client waits for us
                 raise
             if isinstance(message, Step):
-                self._statistics.bytes_in += len(payload)
                 delay = self.guest.received(len(payload), loop.time())
                 refusal = self._refusal(payload)
                 self.steps.put(message, payload, loop.time(), refusal)
@@ -114,7 +113,9 @@ class Session:
                 raise BadRequest(f"{message.TYPE} is not expected here")
 
     def _refusal(self, payload: bytearray) -> Busy | None:
-        """Why a step has no place, which its session's worker says when it is its turn."""
+        """Counts a step that came, and says why it has no place, which its session's worker tells
+        when it is its turn."""
+        self._statistics.bytes_in += len(payload)
         try:
             self.guest.take_step(len(payload), self._unread())
         except Busy as error:
