@@ -18,14 +18,18 @@ __all__ = ["NodeCollector"]
 
 
 class NodeCollector(Collector):
-    """`ready` says whether the last probe passed, without another one."""
+    """`ready` says whether the last probe passed."""
 
     def __init__(self, parts: NodeParts, ready: Callable[[], bool]) -> None:
         self._parts = parts
         self._ready = ready
 
     def collect(self) -> Iterator[Metric]:
-        yield gauge("swarmd_node_ready", "1 if /readyz was answered by 200 last.", self._ready())
+        yield gauge(
+            "swarmd_node_ready",
+            "1 when the last probe passed and the node does not leave.",
+            self._ready(),
+        )
         if (announced := self._parts.announced) is not None:
             yield _facts(announced)
         if (server := self._parts.server) is not None:

@@ -13,7 +13,6 @@ from swarmd.api.node_metrics import NodeCollector
 from swarmd.api.server import serve_api
 from swarmd.node.daemon import Daemon
 from swarmd.node.prober import Prober
-from swarmd.node.readiness import Readiness
 from swarmd.tasks import TaskOwner
 
 __all__ = ["serve_node_http"]
@@ -34,13 +33,13 @@ async def serve_node_http(
 
     The node's drain waits for answers that are under way here.
     """
-    parts, readiness = daemon.parts, Readiness()
+    parts = daemon.parts
     gateway = NodeGateway(parts, daemon.stopping, limits=limits)
     daemon.busy = lambda: gateway.places.taken > 0
     async with TaskOwner("http") as owner, gateway:
-        prober = Prober(parts, daemon.stopping, owner, readiness=readiness)
+        prober = Prober(parts, daemon.stopping, owner)
         collectors = [
-            NodeCollector(parts, lambda: readiness.verdict.ready and not daemon.stopping.is_set()),
+            NodeCollector(parts, lambda: prober.verdict_nowait().ready),
             DhtCollector(lambda: parts.directory),
         ]
         async with serve_api(

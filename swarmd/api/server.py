@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from swarmd.api.answers import Answers
 from swarmd.api.api_metrics import ApiCollector
 from swarmd.api.body import read_json
-from swarmd.api.errors import ApiError, from_swarmd, no_such_model
+from swarmd.api.errors import from_swarmd, no_such_model
 from swarmd.api.exposition import Exposition, counting
 from swarmd.api.gateway import AnyGateway
 from swarmd.api.guard import REQUEST_ID, guard, mark_response
@@ -71,9 +71,10 @@ def make_app(
 def _readiness(ready: Ready) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
         verdict = await ready()
-        if not verdict.ready:
-            raise ApiError(503, verdict.reason, code="not_ready")
-        return web.json_response({"status": "ready"})
+        if verdict.ready:
+            return web.json_response({"status": "ready"})
+        # no ApiError, which would be a line in the log for each look
+        return web.json_response({"status": "not ready", "reason": verdict.reason}, status=503)
 
     return answer
 

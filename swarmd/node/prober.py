@@ -12,7 +12,7 @@ from swarmd.compute.engine import Engine
 from swarmd.compute.weights import torch_dtype
 from swarmd.errors import Busy, InternalError, SwarmdError
 from swarmd.node.parts import NodeParts
-from swarmd.node.readiness import Readiness, Verdict
+from swarmd.node.readiness import PROBE_EVERY, Readiness, Verdict
 from swarmd.tasks import TaskOwner
 
 __all__ = ["Prober", "probe"]
@@ -56,16 +56,17 @@ class Prober:
         stopping: asyncio.Event,
         owner: TaskOwner,
         *,
-        readiness: Readiness | None = None,
+        every: float = PROBE_EVERY,
     ) -> None:
+        """`every`: seconds between two probes, at least."""
         self._parts = parts
         self._stopping = stopping
         self._owner = owner
-        self._readiness = readiness or Readiness()
+        self._readiness = Readiness(every)
         self._probing: asyncio.Task[None] | None = None
 
-    async def verdict(self) -> Verdict:
-        """Whether the node is ready now; a probe that is due is begun, and waited for a while."""
+    def verdict_nowait(self) -> Verdict:
+        """Whether the node is ready, as far as is known; a probe that is due is begun."""
         readiness, server = self._readiness, self._parts.server
         if self._stopping.is_set():
             readiness.leaving()
@@ -75,9 +76,14 @@ class Prober:
             if not probing and readiness.due(time.monotonic()):
                 work = self._probe(server.engine, server.model.hidden_size)
                 self._probing = self._owner.spawn(work, name="probe", errors="log")
+        return readiness.verdict
+
+    async def verdict(self) -> Verdict:
+        """The same, after a probe that is under way, which is waited for a while."""
+        self.verdict_nowait()
         if self._probing is not None and not self._probing.done():
             await asyncio.wait([self._probing], timeout=ANSWER_WITHIN)
-        return readiness.verdict
+        return self.verdict_nowait()
 
     async def _probe(self, engine: Engine, hidden_size: int) -> None:
         try:

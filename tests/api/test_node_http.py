@@ -266,6 +266,9 @@ def test_a_part_of_a_model_is_refused_without_loading_its_ends(
         async with site(folder, tmp_path, span=Span(0, 3)) as seen:
             running = asyncio.ensure_future(seen.daemon.run())
             await seen.daemon.ready.wait()
+            async with asyncio.timeout(10):
+                while not (await seen.samples())["swarmd_node_ready",]:  # a scrape probes as well
+                    await asyncio.sleep(0.01)
             assert (await seen.get("/readyz"))[0] == 200, "its own blocks compute"
             async with aiohttp.ClientSession() as http:
                 for _ in range(2):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from swarmd.errors import Busy, InternalError
-from swarmd.node.prober import probe
+from swarmd.node.parts import NodeParts
+from swarmd.node.prober import Prober, probe
 from swarmd.node.readiness import Readiness, Verdict
+from swarmd.tasks import TaskOwner
 from tests.conftest import Runner
 from tests.local_swarm import LocalSwarm
 from tests.node.hostile_client import ALL
@@ -95,5 +99,33 @@ def test_a_probe_runs_through_the_blocks_and_leaves_nothing(
                 return await probe(engine, hidden)  # type: ignore[arg-type]
             except Busy:
                 continue
+
+    run_async(work())
+
+
+def test_a_node_that_computes_again_is_ready_again(
+    swarm: LocalSwarm, run_async: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        stopping = asyncio.Event()
+        async with swarm.running([ALL], kv_tokens=64), TaskOwner("test") as owner:
+            server = swarm.peers[0].server
+            prober = Prober(NodeParts(server=server), stopping, owner, every=0.0)
+            assert not prober.verdict_nowait().ready, "the first probe has only begun"
+            assert (await prober.verdict()).ready
+            run = server.engine.blocks.run
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    server.engine.blocks, "run", lambda *a: [o * float("inf") for o in run(*a)]
+                )
+                while (verdict := await prober.verdict()).ready:
+                    pass
+                assert "not finite" in verdict.reason
+            async with asyncio.timeout(10):
+                while not (await prober.verdict()).ready:
+                    pass
+            stopping.set()
+            assert "leaving" in (await prober.verdict()).reason
+            assert "leaving" in prober.verdict_nowait().reason
 
     run_async(work())
