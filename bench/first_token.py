@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.markup import escape
+
 from bench.report import save, show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,7 +167,11 @@ def main() -> int:
             machine.stop()
     figures["all steps"] = round(sum(figures.values()), 2)
     headings = ["step", "seconds"]
-    show("From nothing to the first token", headings, [[*row] for row in figures.items()])
+    show(
+        "From nothing to the first token",
+        headings,
+        [[escape(step), seconds] for step, seconds in figures.items()],
+    )
     settings = {"torch": torch, "model": model, "pip_cache": "none", "runs": 1}
     save("first_token", settings, figures)
     return 0
