@@ -7,26 +7,30 @@ is that address instead of all of a container's. Ends with 0 if the API answers 
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from tests.deploy.files import composed
 from tests.walk.page import Command
-from tests.walk.stage import ROOT, Stage, WalkFailed, is_alone, staged
+from tests.walk.stage import ROOT, Stage, WalkFailed, is_alone, own_network, set_up_network, staged
 
-KEY = "a-key"
+KEY = secrets.token_hex(24)
 READY = {"serve": "serving blocks", "api": "/v1"}
+
+
+def address_of(service: dict[str, Any]) -> str:
+    return str(service["networks"]["swarm"]["ipv4_address"])
 
 
 def play(stage: Stage) -> str:
     """Start all services in the file's order; returns an answer. Raises WalkFailed."""
     for name, service in composed().items():
-        address = service["networks"]["swarm"]["ipv4_address"]
-        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+        address = address_of(service)
         arguments = service["command"].replace("--host 0.0.0.0", f"--host {address}")
         text = f"env SWARMD_API_KEYS={KEY} swarmd {arguments}"
         command = Command("deploy/compose.yaml", 1, "bash", text)
@@ -51,12 +55,9 @@ def play(stage: Stage) -> str:
 
 def main() -> int:
     if not is_alone():
-        namespace = ["unshare", "--net"]
-        if os.geteuid() != 0:
-            namespace += ["--user", "--map-root-user"]
-        command = [*namespace, "--", sys.executable, "-m", "tests.deploy.play"]
+        command = [*own_network(), sys.executable, "-m", "tests.deploy.play"]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    set_up_network([address_of(service) for service in composed().values()])
     with tempfile.TemporaryDirectory(prefix="swarmd-compose-") as folder:
         try:
             with staged(Path(folder)) as stage:

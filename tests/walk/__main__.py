@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 from tests.walk.plan import SCENES
-from tests.walk.stage import ROOT
+from tests.walk.stage import ROOT, own_network
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Play all scenes, each in a network namespace of its own; 0 if all went well."""
-    namespace = ["unshare", "--net"]
-    if os.geteuid() != 0:
-        namespace += ["--user", "--map-root-user"]
     running = [
         subprocess.Popen(
-            [*namespace, "--", sys.executable, "-m", "tests.walk.stage", str(number)],
+            [*own_network(), sys.executable, "-m", "tests.walk.stage", str(number)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

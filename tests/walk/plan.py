@@ -54,8 +54,6 @@ BACKGROUND = {"swarmd serve": "serving blocks", "swarmd api": "/v1"}
 EXCUSED = {
     r"make demo": "takes minutes; it is run by hand",
     r"make test": "this walk is a part of it",
-    r"make setup": "it made the environment in which the walk runs",
-    r"\.venv/bin/pip install openai|pip install openai": "the walk installs nothing; it is there",
 }
 
 INVITE = "swarmd-invite-1-…"

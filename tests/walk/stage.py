@@ -7,12 +7,14 @@ processes that it started, by pid.
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,10 +171,25 @@ def staged(folder: Path) -> Iterator[Stage]:
         raise WalkFailed("\n".join(complaints))
 
 
-def set_up_network() -> None:
-    """This namespace has a loopback device and nothing else; the pages' addresses lie on it."""
+def own_network() -> list[str]:
+    """What is put before a command to run it in a network namespace of its own."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", "--net", *user, "--"]
+
+
+def why_not() -> str | None:
+    """Why this system gives us no network of our own, or None."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return "needs Linux with unshare (util-linux) and ip (iproute2)"
+    command = [*own_network(), "ip", "link", "set", "lo", "up"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else None
+
+
+def set_up_network(addresses: Sequence[str]) -> None:
+    """This namespace has a loopback device and nothing else; `addresses` are put on it."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    for address in ADDRESSES:
+    for address in addresses:
         subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
 
 
@@ -181,7 +198,7 @@ def main() -> int:
     if not is_alone():
         print("start this in a network namespace of its own: python -m tests.walk")
         return 2
-    set_up_network()
+    set_up_network(ADDRESSES)
     with tempfile.TemporaryDirectory(prefix="swarmd-walk-") as folder:
         try:
             with staged(Path(folder)) as stage:
