@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.walk.__main__ import main
 from tests.walk.page import Command, commands_of
 from tests.walk.plan import EXCUSED, INVITE, SCENES, excuse, is_background, prepared
-from tests.walk.stage import ROOT, why_not
+from tests.walk.stage import ROOT, WalkFailed, staged, why_not
 
 _obstacle = why_not()
 
@@ -71,3 +73,29 @@ def test_placeholders() -> None:
         prepared(command("swarmd peers --peer …"), None)
     assert is_background(command("swarmd serve --blocks 0:15"))
     assert not is_background(command("swarmd serverless"))
+
+
+@pytest.mark.parametrize(
+    "language, text, why",
+    [
+        ("bash", "false", "code 1"),
+        ("bash", "no-such-command", "code 127"),
+        ("bash", "swarmd key show ...", "code 2"),
+        ("bash", "swarmd serve --no-such-option", "code 2"),
+        ("bash", "swarmd peers --peer …", "in place of"),
+        ("python", "1 / 0", "ZeroDivisionError"),
+        ("python", "pass", "printed nothing"),
+    ],
+)
+def test_a_command_that_fails_ends_the_walk(
+    tmp_path: Path, language: str, text: str, why: str
+) -> None:
+    with staged(tmp_path) as stage, pytest.raises(WalkFailed, match=why):
+        stage.perform("laptop", Command("p", 1, language, text))
+
+
+def test_what_does_not_end_well_in_the_background_is_said(tmp_path: Path) -> None:
+    command = Command("p", 1, "bash", "swarmd serve")
+    with pytest.raises(WalkFailed, match="code 3 at the end"), staged(tmp_path) as stage:
+        trap = "bash -c 'trap \"exit 3\" TERM; echo ready; while :; do sleep 0.05; done'"
+        stage.start("laptop", command, trap, "ready")
