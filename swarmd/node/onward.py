@@ -80,9 +80,10 @@ class Onward:
     async def _send(self, step: Step, output: Output, data: memoryview, left: int) -> None:
         loop, sent = asyncio.get_running_loop(), len(data)
         if step.forward and self._edge is not None:
-            sent += len(data)
             try:
                 await self._edge.forward(step, output.tensor, data, deadline_ms=left)
+                self._outlet.forwarded(len(data))
+                sent += len(data)
             except ConnectionLost as error:  # whoever watches the edge tells the client
                 log.debug("a link to a next hop broke: %s", error)
         await self._outlet.send(self._connection, output, data)

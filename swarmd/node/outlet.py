@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Outlet:
-    """Sends messages and refusals; `timeout` in seconds for each. Refusals
-    and bytes are counted."""
+    """Sends messages and refusals; `timeout` in seconds for each. Refusals and bytes are counted."""
 
     def __init__(self, timeout: float, statistics: Statistics) -> None:
         self._timeout = timeout
@@ -35,6 +34,10 @@ class Outlet:
             connection.abort()
             log.warning("%s: does not read its answers; dropped", connection.address)
             raise ConnectionLost(f"{connection.address}: does not read its answers") from error
+
+    def forwarded(self, size: int) -> None:
+        """Count bytes that went to a next hop."""
+        self._statistics.bytes_out += size
 
     async def refuse(
         self, connection: Connection, error: RemoteError, *, step: int | None = None
