@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Outlet:
-    """Sends messages and refusals; `timeout` in seconds for each. Refusals and bytes are counted."""
+    """Sends messages and refusals; `timeout` in seconds for each. Both are counted, and bytes."""
 
     def __init__(self, timeout: float, statistics: Statistics) -> None:
         self._timeout = timeout
