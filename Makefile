@@ -71,6 +71,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.wan_failover
 	$(BIN)/python -m bench.api
 	$(BIN)/python -m bench.first_token
+	$(BIN)/python -m bench.metrics
 
 soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)
 	$(BIN)/python -m bench.soak --seconds $(or $(SOAK_SECONDS),3600)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
+from swarmd.api.counts import ApiCounts
 from swarmd.api.limits import ApiLimits
 from swarmd.api.replies import Choice, Usage
 from swarmd.api.schemas import Ask
@@ -33,9 +35,14 @@ EVENTS_AHEAD = 64
 class _Host(Protocol):
     """What a :class:`~swarmd.api.gateway.Gateway` gives its answers."""
 
-    router: Router
-    pool: Pool
     limits: ApiLimits
+    counts: ApiCounts
+
+    @property
+    def router(self) -> Router: ...
+
+    @property
+    def pool(self) -> Pool: ...
 
     def run(self, work: Callable[[], T], /) -> Awaitable[T]: ...
 
@@ -52,13 +59,16 @@ class Answers:
         chain: Chain,
         client: ClientModel,
         host: _Host,
+        began: float,
     ) -> None:
-        """`prompts` as token ids, and how many new tokens each may get."""
+        """`prompts` as token ids, and how many new tokens each may get; `began` is when the request
+        had been read (`time.monotonic`)."""
         self._ask = ask
         self._prompts = prompts
         self._lengths = lengths
         self._client = client
         self._host = host
+        self._began = began
         self._events: asyncio.Queue[Choice | SwarmdError] = asyncio.Queue(EVENTS_AHEAD)
         self._owner = TaskOwner("answers")
         self._next: Choice | SwarmdError | None = None
@@ -78,6 +88,7 @@ class Answers:
 
     async def __aenter__(self) -> Answers:
         await self._owner.__aenter__()
+        self._host.counts.prompt_tokens += self.usage.prompt
         for index, session in enumerate(self._sessions):
             self._owner.spawn(self._answer(index, session), name=f"choice {index}")
         return self
@@ -140,6 +151,10 @@ class Answers:
             await self._events.put(end)  # the caches are free by then
         except SwarmdError as error:
             await self._events.put(error)
+        finally:
+            counts, did = self._host.counts, session.statistics
+            counts.recoveries += len(did.recoveries)
+            counts.replayed_positions += did.replayed_positions
 
     async def _decode(self, index: int, session: ChainSession) -> Choice:
         """Give out the pieces of an answer; returns the one that ends it."""
@@ -161,6 +176,9 @@ class Answers:
         )
         async with contextlib.aclosing(tokens):
             async for token in tokens:
+                if not answer.token_ids:
+                    self._host.counts.first_token.observe(time.monotonic() - self._began)
+                self._host.counts.completion_tokens += 1
                 self._completion_tokens += 1
                 piece = Choice(index, answer.push(token))
                 if sampler.last is not None and not answer.stopped:

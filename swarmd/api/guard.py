@@ -26,7 +26,7 @@ _GIVEN_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 def guard(keys: ApiKeys, limits: ApiLimits) -> Middleware:
-    """The middleware. Paths below `/v1/` need a key, if there are any.
+    """The middleware. `/metrics`, and paths below `/v1/`, need a key, if there are any.
 
     Without keys only requests for a host of this machine are answered (403): a page in the user's
     browser whose name leads to 127.0.0.1 (DNS rebinding) asks for its own name.
@@ -66,7 +66,7 @@ def guard(keys: ApiKeys, limits: ApiLimits) -> Middleware:
         given = request.headers.get("X-Request-Id", "")
         request[REQUEST_ID] = given if _GIVEN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         try:
-            if request.path.startswith("/v1/"):
+            if request.path.startswith("/v1/") or request.path == "/metrics":
                 admit(request)
             return await handler(request)
         except ApiError as error:

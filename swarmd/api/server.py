@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+from prometheus_client.registry import Collector
 
 from swarmd.api.answers import Answers
+from swarmd.api.api_metrics import ApiCollector
 from swarmd.api.body import read_json
-from swarmd.api.errors import from_swarmd, no_such_model
-from swarmd.api.gateway import Gateway
+from swarmd.api.errors import ApiError, from_swarmd, no_such_model
+from swarmd.api.exposition import Exposition, counting
+from swarmd.api.gateway import AnyGateway
 from swarmd.api.guard import REQUEST_ID, guard, mark_response
 from swarmd.api.keys import ApiKeys
 from swarmd.api.replies import ChatReply, Choice, CompletionReply, Reply
 from swarmd.api.schemas import Ask, read_chat, read_completion
 from swarmd.api.stream import EventStream
 from swarmd.errors import PortInUse, SwarmdError
+from swarmd.node.readiness import Verdict
 
 __all__ = ["make_app", "serve_api"]
 
@@ -28,36 +32,70 @@ SHUTDOWN = 5.0
 """Seconds that running answers have when the server is told to stop."""
 
 
-def make_app(gateway: Gateway, keys: ApiKeys | None = None) -> web.Application:
-    """The application over a gateway that is entered. Without `keys` everybody may ask."""
+Ready = Callable[[], Awaitable[Verdict]]
+
+
+def make_app(
+    gateway: AnyGateway,
+    keys: ApiKeys | None = None,
+    *,
+    ready: Ready | None = None,
+    collectors: Sequence[Collector] = (),
+) -> web.Application:
+    """The application over a gateway that is entered. Without `keys` everybody may ask.
+
+    `ready` answers `/readyz`, which there is only with it; `collectors` join the metrics.
+    """
     api = _Api(gateway)
+    metrics = Exposition([ApiCollector(gateway), *collectors])
     app = web.Application(
         client_max_size=gateway.limits.body,
-        middlewares=[guard(keys or ApiKeys(), gateway.limits)],
+        middlewares=[counting(gateway.counts), guard(keys or ApiKeys(), gateway.limits)],
     )
     app.on_response_prepare.append(mark_response)
     app.add_routes(
         [
             web.get("/healthz", api.health),
+            web.get("/metrics", metrics.answer),
             web.get("/v1/models", api.models),
             web.get("/v1/models/{model:.+}", api.model),
             web.post("/v1/chat/completions", api.chat),
             web.post("/v1/completions", api.completions),
         ]
     )
+    if ready is not None:
+        app.router.add_get("/readyz", _readiness(ready))
     return app
+
+
+def _readiness(ready: Ready) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(request: web.Request) -> web.Response:
+        verdict = await ready()
+        if not verdict.ready:
+            raise ApiError(503, verdict.reason, code="not_ready")
+        return web.json_response({"status": "ready"})
+
+    return answer
 
 
 @contextlib.asynccontextmanager
 async def serve_api(
-    gateway: Gateway, host: str, port: int, keys: ApiKeys | None = None
+    gateway: AnyGateway,
+    host: str,
+    port: int,
+    keys: ApiKeys | None = None,
+    *,
+    ready: Ready | None = None,
+    collectors: Sequence[Collector] = (),
+    shutdown: float = SHUTDOWN,
 ) -> AsyncIterator[int]:
     """Listen while the block runs; the value is the port (0 takes a free one). A request whose
-    client goes away is cancelled. Raises PortInUse."""
+    client goes away is cancelled; at the end those under way have `shutdown` seconds. For the rest
+    see `make_app`. Raises PortInUse."""
     runner = web.AppRunner(
-        make_app(gateway, keys),
+        make_app(gateway, keys, ready=ready, collectors=collectors),
         handler_cancellation=True,
-        shutdown_timeout=SHUTDOWN,
+        shutdown_timeout=shutdown,
         access_log=None,
     )
     await runner.setup()
@@ -74,11 +112,17 @@ async def serve_api(
 class _Api:
     """The handlers."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: AnyGateway) -> None:
         self._gateway = gateway
-        self._name = gateway.folder.name
         self._created = int(time.time())
-        self._fingerprint = f"fp_{str(gateway.folder.model_id)[:12]}"
+
+    @property
+    def _name(self) -> str:
+        return self._gateway.folder.name
+
+    @property
+    def _fingerprint(self) -> str:
+        return f"fp_{str(self._gateway.folder.model_id)[:12]}"
 
     async def health(self, request: web.Request) -> web.Response:
         """That the server runs; not that somebody serves the model's blocks."""
@@ -110,6 +154,7 @@ class _Api:
     ) -> web.StreamResponse:
         ask = read(await read_json(request, self._gateway.limits.body_timeout))
         self._check_model(ask.model)
+        await self._gateway.load()
         reply = form(
             request[REQUEST_ID],
             int(time.time()),
@@ -168,6 +213,7 @@ class _Api:
                     await stream.send(reply.last_chunk(answers.usage))
             except SwarmdError as error:
                 refusal = from_swarmd(error)
+                self._gateway.counts.broken_streams += 1
                 log.info("%s broke off: %s", request[REQUEST_ID], refusal.message)
                 await stream.send(refusal.body)
             await stream.done()

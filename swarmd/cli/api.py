@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from swarmd.cli.api_keys import api_key_options, checked_keys
 from swarmd.cli.membership import Membership, membership
 from swarmd.cli.options import (
     log_options,
@@ -20,7 +21,6 @@ from swarmd.cli.options import (
     swarm_options,
 )
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
-from swarmd.errors import UsageError
 from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.routing.query import CHAIN_QUANTIZATIONS
@@ -59,22 +59,7 @@ class _Request:
 @model_option
 @peer_option
 @swarm_options
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    metavar="KEY",
-    envvar="SWARMD_API_KEYS",
-    help="Answer only requests with such a key; may be given several times. Other users of this "
-    "machine can read it here: better use a file. [default: $SWARMD_API_KEYS, split at spaces]",
-)
-@click.option(
-    "--api-key-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    envvar="SWARMD_API_KEYS_FILE",
-    help="A file of API keys, one a line, that nobody else may read. "
-    "[default: $SWARMD_API_KEYS_FILE]",
-)
+@api_key_options
 @click.option(
     "--concurrent",
     type=click.IntRange(1, 4096),
@@ -149,19 +134,14 @@ def command(
 
     \b
     /v1/chat/completions, /v1/completions, /v1/models   as OpenAI's
+    /metrics                                            for Prometheus
     /healthz                                            whether the server runs
     """
     set_up_logging(log_format, verbose=verbose)
     prepare_libraries(threads)
-    from swarmd.api.guard import is_loopback
-    from swarmd.api.keys import ApiKeys, read_keys
     from swarmd.api.limits import ApiLimits
 
-    keys = ApiKeys([*api_keys, *(read_keys(api_key_file) if api_key_file else ())])
-    if not keys and not is_loopback(host):
-        raise UsageError(
-            f"--host {host} lets other machines in: give --api-key-file, or --host 127.0.0.1"
-        )
+    keys = checked_keys("--host", host, api_keys, api_key_file)
     limits = ApiLimits(
         body=max_body,
         concurrent=concurrent,
@@ -187,6 +167,7 @@ async def _until_signal(request: _Request, keys: ApiKeys, limits: ApiLimits) -> 
 
 
 async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
+    from swarmd.api.dht_metrics import DhtCollector
     from swarmd.api.gateway import Gateway
     from swarmd.api.server import serve_api
     from swarmd.client.loading import resolve_client_folder
@@ -213,7 +194,11 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
             quantization=request.quantization,
         )
         gateway = Gateway(folder, pool, router, limits=limits, threads=request.threads)
-        async with gateway, serve_api(gateway, request.host, request.port, keys) as port:
+        collectors = [DhtCollector(lambda: swarm.directory)]
+        async with (
+            gateway,
+            serve_api(gateway, request.host, request.port, keys, collectors=collectors) as port,
+        ):
             host = f"[{request.host}]" if ":" in request.host else request.host
             note = f"{folder.name} at http://{host}:{port}/v1"
             stderr.print(note, markup=False, soft_wrap=True)

@@ -6,12 +6,15 @@ import asyncio
 import math
 import os
 import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from swarmd.blocks import BlockRequest
+from swarmd.cli.api_keys import api_key_options, checked_keys
 from swarmd.cli.membership import membership
 from swarmd.cli.options import (
     allow_option,
@@ -24,10 +27,16 @@ from swarmd.cli.options import (
 )
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, run, set_up_logging, stderr
 from swarmd.config import DaemonConfig
+from swarmd.errors import UsageError
 from swarmd.identity import PeerId
 from swarmd.invite import Invite
 from swarmd.peers import QUANTIZATIONS, Address
+from swarmd.service_notify import READY, STOPPING, ServiceNotifier
 from swarmd.sizes import parse_size
+
+if TYPE_CHECKING:
+    from swarmd.api.keys import ApiKeys
+    from swarmd.node.daemon import Daemon
 
 __all__ = ["command"]
 
@@ -42,6 +51,29 @@ def _number(_ctx: click.Context, _param: click.Parameter, value: float) -> float
     if math.isnan(value):  # in no range, and below none: click lets it pass
         raise click.BadParameter("nan is no number")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Http:
+    """Where HTTP is served, and to whom."""
+
+    host: str
+    port: int
+    keys: ApiKeys
+
+
+def _http_address(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[str, int] | None:
+    """`[HOST:]PORT`, of which the host is this machine itself unless it is named."""
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_port = port.isascii() and port.isdecimal() and len(port) < 6 and int(port) <= 65535
+    if not is_port or (colon and not bare) or (":" in host and bare == host):
+        raise UsageError(f"--http {value}: give PORT or HOST:PORT, such as 8000 (0: a free one)")
+    return bare or "127.0.0.1", int(port)
 
 
 @click.command("serve")
@@ -146,6 +178,14 @@ def _number(_ctx: click.Context, _param: click.Parameter, value: float) -> float
 @click.option(
     "--no-relaying", is_flag=True, help="Pass no links on to nodes that cannot be dialled."
 )
+@click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    callback=_http_address,
+    help="Serve HTTP from within the node: /metrics, /healthz, /readyz, and the API of swarmd api. "
+    "Port 0 takes a free one; hosts other than this machine need API keys. [default: no HTTP]",
+)
+@api_key_options
 @state_option
 @log_options
 def command(
@@ -172,6 +212,9 @@ def command(
     no_shared_prefixes: bool,
     no_upnp: bool,
     no_relaying: bool,
+    http: tuple[str, int] | None,
+    api_keys: tuple[str, ...],
+    api_key_file: Path | None,
     state_dir: Path | None,
     verbose: bool,
     log_format: str,
@@ -184,6 +227,11 @@ def command(
     swarmd serve --invite swarmd-invite-1-…        the same, by the line of: swarmd invite
     swarmd serve --blocks 10:20 --model ./llama    serves ten given blocks of a model folder
     """
+    wanted = None
+    if http is None:
+        _refuse_keys_without_http()
+    else:
+        wanted = _Http(*http, checked_keys("--http", http[0], api_keys, api_key_file))
     set_up_logging(log_format, verbose=verbose)
     swarm = membership(peers, invites, swarm_key)
     config = DaemonConfig(
@@ -219,21 +267,58 @@ def command(
 
     check_device(device)
     check_quantization(quantization, device)
-    run(_serve(config))
+    run(_serve(config, wanted))
 
 
-async def _serve(config: DaemonConfig) -> None:
+def _refuse_keys_without_http() -> None:
+    """Raises UsageError. In the environment they may stand for other commands."""
+    source = click.get_current_context().get_parameter_source
+    for name, option in (("api_keys", "--api-key"), ("api_key_file", "--api-key-file")):
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{option} is for HTTP: give --http [HOST:]PORT as well")
+
+
+async def _serve(config: DaemonConfig, http: _Http | None) -> None:
     from swarmd.node.daemon import Daemon
     from swarmd.tasks import TaskOwner
 
-    with ProgressBars() as bars:
+    with ProgressBars() as bars, ServiceNotifier() as notifier:
         daemon = Daemon(config, progress=bars.update)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             _on_signal(loop, number, daemon)
-        async with TaskOwner("serve") as owner:
+        async with TaskOwner("serve") as owner, AsyncExitStack() as stack:
             owner.spawn(_tell_when_ready(daemon, config), name="greeting")
+            owner.spawn(_tell_ready(daemon, notifier), name="ready")
+            owner.spawn(_tell_stopping(daemon, notifier), name="stopping")
+            owner.spawn(notifier.watch(), name="watchdog")
+            if http is not None:
+                await _serve_http(daemon, http, stack)
             await daemon.run()
+
+
+async def _serve_http(daemon: Daemon, http: _Http, stack: AsyncExitStack) -> None:
+    """Serve HTTP until the stack is left. Raises PortInUse."""
+    from swarmd.api.node_server import serve_node_http
+
+    serving = serve_node_http(daemon, http.host, http.port, http.keys)
+    port = await stack.enter_async_context(serving)
+    host = f"[{http.host}]" if ":" in http.host else http.host
+    stderr.print(f"HTTP at http://{host}:{port}", markup=False, soft_wrap=True)
+
+
+async def _tell_ready(daemon: Daemon, notifier: ServiceNotifier) -> None:
+    """Tell systemd when the node serves."""
+    await daemon.ready.wait()
+    announced = daemon.parts.announced
+    assert announced is not None
+    notifier.tell(READY, f"serving blocks {announced.span} of {announced.folder.name}")
+
+
+async def _tell_stopping(daemon: Daemon, notifier: ServiceNotifier) -> None:
+    """Tell systemd that the node begins to leave."""
+    await daemon.stopping.wait()
+    notifier.tell(STOPPING, "leaving the swarm")
 
 
 def _on_signal(loop: asyncio.AbstractEventLoop, number: int, daemon: Any) -> None:

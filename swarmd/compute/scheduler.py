@@ -26,13 +26,25 @@ from dataclasses import dataclass, field
 from swarmd.compute.fair_queue import FairQueue
 from swarmd.compute.turn_cost import TurnCost
 
-__all__ = ["CHUNK_TOKENS", "MAX_ROWS", "STRETCH", "Refused", "Scheduler", "Turn", "Work"]
+__all__ = [
+    "CHUNK_TOKENS",
+    "DECODE_TOKENS",
+    "MAX_ROWS",
+    "STRETCH",
+    "Refused",
+    "Scheduler",
+    "Turn",
+    "Work",
+]
 
 READING_SECONDS = 1.0
 """So long after its last decode step a client counts as one that reads along."""
 
 CHUNK_TOKENS = 256
 """The longest piece of a long step."""
+
+DECODE_TOKENS = 8
+"""The longest step that counts as one of decode."""
 
 MAX_ROWS = 64
 """The most tokens of decode steps in a turn."""
@@ -103,7 +115,7 @@ class Scheduler:
         self,
         *,
         chunk_tokens: int = CHUNK_TOKENS,
-        decode_tokens: int = 8,
+        decode_tokens: int = DECODE_TOKENS,
         max_rows: int = MAX_ROWS,
         cost: TurnCost | None = None,
     ) -> None:

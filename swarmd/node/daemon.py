@@ -54,6 +54,7 @@ from swarmd.node.memory_probe import (
     release_unused_memory,
     use_one_arena,
 )
+from swarmd.node.parts import NodeParts
 from swarmd.node.reach import Reach
 from swarmd.node.reachability import DialBack
 from swarmd.node.sessions import SessionServer
@@ -89,15 +90,18 @@ class Daemon:
         self.ready = asyncio.Event()
         self.address: Address | None = None
         self.peer_id: PeerId | None = None
+        self.parts = NodeParts()
+        self.stopping = asyncio.Event()
         self._progress = progress
-        self._stop = asyncio.Event()
+        self.busy: Callable[[], bool] = lambda: False
+        """Whether other work of this process is waited for when the node leaves, like sessions."""
         self._socket: socket.socket | None = None
         self._began = 0.0
         self._rng = random.Random()
 
     def stop(self) -> None:
         """Ask the node to leave in good order. Idempotent; may be called from a signal handler."""
-        self._stop.set()
+        self.stopping.set()
 
     async def run(self) -> None:
         """Serve until stopped. Raises UsageError, ModelError, PortInUse, BootstrapFailed, …"""
@@ -107,7 +111,7 @@ class Daemon:
             if self.peer_id is None:
                 log.info("stopped before it joined a swarm")
         finally:
-            self._stop.set()  # a cancel ends the loading thread as a stop does
+            self.stopping.set()  # a cancel ends the loading thread as a stop does
 
     async def _run(self) -> None:
         config = self.config
@@ -128,6 +132,7 @@ class Daemon:
                 Pool(dataclasses.replace(self._greeting, model_id=folder.model_id))
             )
             announced = Announced(config, folder, identity.peer_id, self.address)
+            self.parts.joining(directory, pool, announced)
             announcer = Announcer(
                 directory,
                 announced.describe,
@@ -197,7 +202,7 @@ class Daemon:
         try:
             result = await asyncio.to_thread(work)
         except asyncio.CancelledError:
-            self._stop.set()  # the thread cannot be cancelled, but told
+            self.stopping.set()  # the thread cannot be cancelled, but told
             raise
         except SwarmdError:
             self._check_stop()  # what a stop breaks on its way is no news
@@ -212,7 +217,7 @@ class Daemon:
             self._progress(stage, done, total)
 
     def _check_stop(self) -> None:
-        if self._stop.is_set():
+        if self.stopping.is_set():
             raise _Stopped
 
     async def _load_and_serve(
@@ -238,7 +243,7 @@ class Daemon:
             engine.reckon_with(announced.throughput.turn_cost(batched=blocks.batched))
             announced.engine = engine
             release_unused_memory()
-            if not self._stop.is_set():
+            if not self.stopping.is_set():
                 closed_door.close()
                 reach = Reach(directory, announcer, announced, door, self._greeting, self._rng)
                 await self._serve(announcer, announced, engine, reach)
@@ -246,12 +251,11 @@ class Daemon:
     async def _serve(
         self, announcer: Announcer, announced: Announced, engine: Engine, reach: Reach
     ) -> None:
-        limits = _session_limits(self.config)
         server = SessionServer(
             reach.door,
             announced.model,
             engine,
-            limits,
+            SessionLimits.of(self.config),
             desk=reach.desk,
             dial_back=DialBack(self._greeting),
         )
@@ -289,8 +293,9 @@ class Daemon:
                 assert self.address is not None
                 await self._whereabouts.remember(announced.peer_id, self.address)
                 with self._whereabouts.noted(announced.peer_id, self.address):
+                    self.parts.server = server
                     self.ready.set()
-                    await self._stop.wait()
+                    await self.stopping.wait()
             finally:
                 await self._drain(announcer, server, listener)
                 await reach.end()
@@ -308,7 +313,7 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
                 await announcer.announce(PeerState.DRAINING)
-                while server.open_sessions:
+                while server.open_sessions or self.busy():
                     await asyncio.sleep(0.05)
 
     async def _withdraw(self, announcer: Announcer) -> None:
@@ -380,15 +385,6 @@ class Daemon:
             settle=config.claim_settle,
             rng=self._rng,
         )
-
-
-def _session_limits(config: DaemonConfig) -> SessionLimits:
-    return SessionLimits(
-        connections=config.connections,
-        kv_share=config.kv_share,
-        bandwidth_out=config.bandwidth_out,
-        limit_loopback=config.limit_loopback,
-    )
 
 
 async def _resolved(host: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarmd.config import DaemonConfig
+
 __all__ = ["SessionLimits"]
 
 
@@ -47,3 +49,13 @@ class SessionLimits:
     limit_loopback: bool = False
     """Whether the limits for each client hold for loopback addresses as well. There it is the
     owner's own programs that connect; benchmarks and tests of the limits say True."""
+
+    @classmethod
+    def of(cls, config: DaemonConfig) -> SessionLimits:
+        """What a node with this config grants."""
+        return cls(
+            connections=config.connections,
+            kv_share=config.kv_share,
+            bandwidth_out=config.bandwidth_out,
+            limit_loopback=config.limit_loopback,
+        )

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class Outlet:
-    """Sends messages and refusals; `timeout` in seconds for each. Refusals are counted."""
+    """Sends messages and refusals; `timeout` in seconds for each. Refusals
+    and bytes are counted."""
 
     def __init__(self, timeout: float, statistics: Statistics) -> None:
         self._timeout = timeout
@@ -29,6 +30,7 @@ class Outlet:
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.send(message, payload)
+            self._statistics.bytes_out += len(payload)
         except TimeoutError as error:
             connection.abort()
             log.warning("%s: does not read its answers; dropped", connection.address)

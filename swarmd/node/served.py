@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from swarmd.compute.scheduler import DECODE_TOKENS
+from swarmd.histogram import Histogram
 from swarmd.peers import ModelId
 
-__all__ = ["ServedModel", "Statistics"]
+__all__ = ["PHASES", "ServedModel", "Statistics"]
+
+PHASES = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +28,28 @@ class ServedModel:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts since start."""
+    """Counts since start. Bytes are those of payloads: hidden states as they travel."""
 
     connections: int = 0
     sessions: int = 0
     steps: int = 0
     tokens: int = 0
     refusals: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    compute: dict[str, Histogram] = field(
+        default_factory=lambda: {phase: Histogram() for phase in PHASES}
+    )
+    """Seconds that a step took in the blocks, by phase; together with others of its turns."""
+    queue: dict[str, Histogram] = field(
+        default_factory=lambda: {phase: Histogram() for phase in PHASES}
+    )
+    """Seconds that a step waited for its turns, by phase."""
+
+    def ran(self, tokens: int, queue_seconds: float, compute_seconds: float) -> None:
+        """A step of `tokens` tokens was run."""
+        self.steps += 1
+        self.tokens += tokens
+        phase = "decode" if tokens <= DECODE_TOKENS else "prefill"
+        self.compute[phase].observe(compute_seconds)
+        self.queue[phase].observe(queue_seconds)

@@ -113,7 +113,9 @@ class Session:
                 raise BadRequest(f"{message.TYPE} is not expected here")
 
     def _refusal(self, payload: bytearray) -> Busy | None:
-        """Why a step has no place, which its session's worker says when it is its turn."""
+        """Counts a step that came, and says why it has no place, which its session's worker tells
+        when it is its turn."""
+        self._statistics.bytes_in += len(payload)
         try:
             self.guest.take_step(len(payload), self._unread())
         except Busy as error:
@@ -171,8 +173,7 @@ class Session:
             deadline=deadline,
             client=self.guest.client,
         )
-        self._statistics.steps += 1
-        self._statistics.tokens += hidden.shape[1]
+        self._statistics.ran(hidden.shape[1], result.queue_seconds, result.compute_seconds)
         self.story.ran(step.start, hidden.shape[1], result.queue_seconds, result.compute_seconds)
         return (
             *payload_of(result.hidden, self._model, step.tensor.codec),

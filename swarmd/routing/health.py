@@ -53,10 +53,13 @@ class Health:
         self._bans: dict[PeerId, _Ban] = {}
         self._busy: dict[PeerId, float] = {}
         self._convicted: dict[PeerId, None] = {}
+        self.bans = 0
+        """Bans that were begun, convictions included."""
 
     def convict(self, peer_id: PeerId) -> None:
         """The peer gave wrong outputs: it is banned for good. Each of its steps succeeds, so a
         success says nothing of it."""
+        self.bans += not self.is_convicted(peer_id)
         _remember(self._convicted, peer_id, None)
 
     def is_convicted(self, peer_id: PeerId) -> bool:
@@ -75,6 +78,7 @@ class Health:
             seconds = ban.seconds
         else:
             seconds = min(ban.seconds * 2, self._cap)
+        self.bans += ban is None or now >= ban.until
         _remember(self._bans, peer_id, _Ban(now + seconds, seconds))
         return seconds
 

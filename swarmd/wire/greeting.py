@@ -65,7 +65,7 @@ class Greeting:
 @dataclass(frozen=True, slots=True)
 class Door:
     """What a listener proves of itself, and whom it lets in: all holders of a key, or of those
-    only the PeerIds of `allow`."""
+    only the PeerIds of `allow`, and the node itself, which may be its own client."""
 
     identity: Identity
     keys: KeyRing = PUBLIC_KEYS
@@ -111,7 +111,7 @@ def check_hello(connection: Connection, door: Door, asked: Challenge, hello: Mes
     )
     if peer_id is None:
         raise BadRequest("hello does not prove its keys on this link: somebody may stand between")
-    if door.allow is not None and peer_id not in door.allow:
+    if door.allow is not None and peer_id not in door.allow | {door.identity.peer_id}:
         raise NotAllowed(
             f"this node serves only the peers on its list; ask its owner to add --allow {peer_id}"
         )

@@ -87,11 +87,13 @@ class Pool:
         self._clock = clock or SystemClock()
         self._dial_timeout = dial_timeout
         self._idle: IdleList[PeerId, Greeted] = IdleList()
+        self._left = False
 
     async def __aenter__(self) -> Pool:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        self._left = True  # what is released from now on is dropped
         closing = [greeted.connection.close() for greeted in self._idle.clear()]
         await asyncio.gather(*closing, return_exceptions=True)
 
@@ -105,9 +107,10 @@ class Pool:
         return await dial(address, self._greeting, expected=peer_id, timeout=self._dial_timeout)
 
     def release(self, greeted: Greeted) -> None:
-        """Give a connection back. One that is not idle and clean is dropped."""
+        """Give a connection back. One that is not idle and clean is dropped, as are all
+        after the pool was left."""
         connection = greeted.connection
-        if not connection.is_usable or connection.state is not State.IDLE:
+        if self._left or not connection.is_usable or connection.state is not State.IDLE:
             connection.abort()
             return
         for surplus in self._idle.put(greeted.peer_id, greeted, self._clock.monotonic()):

@@ -41,6 +41,19 @@ def test_success_and_time_forgive(peer_id):
     assert health.failed(peer_id(1), 46.0 + 600.0) == 15
 
 
+def test_bans_are_counted_once_each(peer_id):
+    health = Health()
+    for now in (0.0, 0.1, 14.9):  # one ban: the last two fall into it
+        health.failed(peer_id(1), now)
+    assert health.bans == 1
+    health.failed(peer_id(1), 60.0)
+    health.failed(peer_id(2), 60.0)
+    assert health.bans == 3
+    for _ in range(2):
+        health.convict(peer_id(3))
+    assert health.bans == 4
+
+
 def test_busy_is_no_ban(peer_id):
     health = Health()
     health.busy(peer_id(1), 12.0)

@@ -118,6 +118,22 @@ def test_no_more_than_a_few_are_kept_and_all_are_closed_at_the_end(run_either: R
     run_either(work())
 
 
+def test_what_comes_back_after_the_end_is_dropped(run_either: Runner) -> None:
+    """A client within a node may end after the node's pool."""
+
+    async def work() -> None:
+        async with Greeter() as greeter:
+            async with Pool(Greeting()) as pool:
+                early = await pool.acquire(greeter.peer_id, greeter.address)
+            late = await pool.acquire(greeter.peer_id, greeter.address)
+            for greeted in (early, late):
+                assert greeted.connection.is_usable
+                pool.release(greeted)
+                assert not greeted.connection.is_usable
+
+    run_either(work())
+
+
 def test_a_dead_address_is_unreachable(run_either: Runner) -> None:
     async def work() -> None:
         async with Greeter() as greeter:
