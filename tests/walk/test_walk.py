@@ -90,7 +90,7 @@ def test_placeholders() -> None:
 def test_a_command_that_fails_ends_the_walk(
     tmp_path: Path, language: str, text: str, why: str
 ) -> None:
-    with staged(tmp_path) as stage, pytest.raises(WalkFailed, match=why):
+    with pytest.raises(WalkFailed, match=why), staged(tmp_path) as stage:
         stage.perform("laptop", Command("p", 1, language, text))
 
 
