@@ -1,7 +1,8 @@
 """`python -m tests.deploy.play`: the compose file's commands, without containers.
 
 Each service runs on its own address in one network namespace that holds nothing else; so `--host`
-is that address instead of all of a container's. Ends with 0 if the API answers a request.
+and the host of `--http` are that address instead of a container's. Ends with 0 if the API answers
+a request.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def play(stage: Stage) -> str:
     for name, service in composed().items():
         address = address_of(service)
         arguments = service["command"].replace("--host 0.0.0.0", f"--host {address}")
+        arguments = arguments.replace("--http 8000", f"--http {address}:8000")  # and keys guard it
         text = f"env SWARMD_API_KEYS={KEY} swarmd {arguments}"
         command = Command("deploy/compose.yaml", 1, "bash", text)
         stage.say(f"{name}: swarmd {arguments}")

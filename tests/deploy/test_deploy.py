@@ -59,7 +59,8 @@ def test_the_unit_starts_a_node(options: str) -> None:
 def test_the_image_starts_a_node_that_its_health_check_finds() -> None:
     given = parse(image_command()).params
     text = DOCKERFILE.read_text()
-    assert f"('127.0.0.1', {given['port']})" in text
+    host, port = given["http"]
+    assert f"http://{host}:{port}/readyz" in text
     assert f"EXPOSE {given['port']}/tcp {given['port']}/udp" in text
     assert given["host"] == "0.0.0.0"
 

@@ -39,6 +39,11 @@ def test_every_excuse_is_needed() -> None:
     assert {excuse(command) for command in all_commands()} - {None} == set(EXCUSED)
 
 
+def test_every_replacement_is_needed() -> None:
+    texts = [command.text for command in all_commands()]
+    assert all(any(known in text for text in texts) for known in REPLACED)
+
+
 def test_blocks_become_commands() -> None:
     text = (
         "a\n```bash\none   # why\n# a comment\ntwo \\\n  more  # x\n\n```\n"
