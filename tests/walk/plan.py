@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 from tests.walk.page import Command
 
-__all__ = ["EXCUSED", "REPLACED", "SCENES", "Machine", "Scene", "excuse", "is_background", "prepared"]
+__all__ = [
+    "EXCUSED",
+    "REPLACED",
+    "SCENES",
+    "Machine",
+    "Scene",
+    "excuse",
+    "is_background",
+    "prepared",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.walk.__main__ import main
 from tests.walk.page import Command, commands_of
-from tests.walk.plan import EXCUSED, INVITE, SCENES, excuse, is_background, prepared
+from tests.walk.plan import EXCUSED, INVITE, REPLACED, SCENES, excuse, is_background, prepared
 from tests.walk.stage import ROOT, WalkFailed, staged, why_not
 
 _obstacle = why_not()
