@@ -17,11 +17,16 @@ from swarmd.routing.chain import Hop
 from swarmd.routing.cost import Costs
 from swarmd.routing.replay import WINDOW
 
-__all__ = ["SIZES", "HopPace", "chunk_size", "paces", "prefill_seconds"]
+__all__ = ["FIXED_STEPS", "SIZES", "HopPace", "chunk_size", "paces", "prefill_seconds"]
 
 SIZES = (32, 64, 128, 256, 512)
 """Positions of a chunk that are tried. Under 32 the weights' pass outweighs all else on any
 hardware; over 512 a chunk is a long wait for the other sessions of a peer."""
+
+FIXED_STEPS = 2.5
+"""What a chunk costs beside its positions, in steps of one position. Those are made to be fast for
+one row; by `bench.quantize`, eight rows took 3.1 of them and 256 rows 20, which is a line through
+2.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +44,11 @@ class HopPace:
 
 
 def paces(hops: Sequence[Hop], costs: Costs) -> list[HopPace]:
-    """What is known of each hop: a step of one position is all `fixed`, and what a position of a
-    long chunk takes is all `each`."""
+    """What is known of each hop: `fixed` follows from a step of one position, `each` is what a
+    position of a long chunk takes."""
     return [
         HopPace(
-            fixed=costs.run(hop.peer, len(hop.span)),
+            fixed=FIXED_STEPS * costs.run(hop.peer, len(hop.span)),
             each=costs.run(hop.peer, len(hop.span), SIZES[-1]) / SIZES[-1],
             transfer=costs.transfer(hop.peer.peer_id, 1),
             trip=costs.client_rtt(hop.peer.peer_id),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmd.routing.chain import Hop
-from swarmd.routing.chunks import SIZES, HopPace, chunk_size, paces, prefill_seconds
+from swarmd.routing.chunks import FIXED_STEPS, SIZES, HopPace, chunk_size, paces, prefill_seconds
 from swarmd.routing.cost import CostModel, Costs, Measurements
 
 LAPTOP = HopPace(fixed=0.015, each=0.001, transfer=0.0002, trip=0.05)
@@ -63,5 +63,5 @@ def test_what_was_measured_sets_the_pace(make_peer):
     (pace,) = paces([hop], Costs(CostModel(bytes_per_token=2000), measured))
     assert pace.trip == pytest.approx(0.05)
     assert pace.transfer == pytest.approx(0.002)
-    assert pace.fixed == pytest.approx(0.015)
+    assert pace.fixed == pytest.approx(0.015 * FIXED_STEPS)
     assert pace.each == pytest.approx(0.002)
