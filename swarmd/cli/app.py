@@ -27,9 +27,13 @@ COMMANDS = {
     "route": ("swarmd.cli.route", "Show the chain that an answer would take, and why."),
     "invite": ("swarmd.cli.invite", "Print an invite by which another machine joins."),
     "key": ("swarmd.cli.key", "Make, show and change the key of a private swarm."),
+    "model": ("swarmd.cli.model", "Show the models on this disk, or fetch one."),
     "convert": ("swarmd.cli.convert", "Make a swarmd model folder, one file a block."),
     "identity": ("swarmd.cli.identity", "Show who this machine's nodes are, or make another."),
+    "doctor": ("swarmd.cli.doctor", "Find out what is wrong on this machine, and what to do."),
+    "bench": ("swarmd.cli.bench", "Measure how fast this machine runs a model's blocks."),
     "config": ("swarmd.cli.config", "Show the value of each option and where it comes from."),
+    "completion": ("swarmd.cli.completion", "Print the completion script of a shell."),
     "version": ("swarmd.cli.version", "Print the version."),
 }
 """Name to module and short help; a module is imported only when its command runs."""
@@ -76,9 +80,10 @@ def cli() -> None:
     """Run a language model that is too large for one machine on a swarm of ordinary ones.
 
     \b
-    swarmd serve --blocks auto            give blocks to the swarm
-    swarmd generate "Once upon a time"    use the swarm
-    swarmd peers                          see the swarm
+    Examples:
+      swarmd serve --blocks auto            give blocks to the swarm
+      swarmd generate "Once upon a time"    use the swarm
+      swarmd peers                          see the swarm
 
     Options can be set in a file and in the environment as well: swarmd config says how.
     """

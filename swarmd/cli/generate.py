@@ -136,6 +136,12 @@ def command(
     """Generate text with a model that the swarm serves. PROMPT may be - for stdin.
 
     The text goes to stdout; the route and what happened on it go to stderr.
+
+    \b
+    Examples:
+      swarmd generate "Once upon a time"
+      swarmd generate --chat --temperature 0.7 --seed 1 "Who are you?"
+      cat question.txt | swarmd generate - --peer 192.0.2.7:31330 --json
     """
     set_up_logging(log_format, verbose=verbose, quiet=True)
     if system is not None and not chat:

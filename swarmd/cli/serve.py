@@ -179,10 +179,11 @@ def command(
     """Hold blocks of a model and serve them to the swarm.
 
     \b
-    swarmd serve                                   starts a swarm, or joins one on this machine
-    swarmd serve --peer 192.0.2.7:31330            joins another machine's swarm
-    swarmd serve --invite swarmd-invite-1-…        the same, by the line of: swarmd invite
-    swarmd serve --blocks 10:20 --model ./llama    serves ten given blocks of a model folder
+    Examples:
+      swarmd serve                                 starts a swarm, or joins one on this machine
+      swarmd serve --peer 192.0.2.7:31330          joins another machine's swarm
+      swarmd serve --invite swarmd-invite-1-…      the same, by the line of: swarmd invite
+      swarmd serve --blocks 10:20 --model ./llama    ten given blocks of a model folder
     """
     set_up_logging(log_format, verbose=verbose)
     swarm = membership(peers, invites, swarm_key)

@@ -1,4 +1,4 @@
-"""`swarmd chat` with a real node: lines of a pipe, and a terminal with Ctrl-C."""
+"""`swarmd chat` with a real node: lines of a pipe, and a terminal with Ctrl-C; `peers --watch`."""
 
 from __future__ import annotations
 
@@ -63,8 +63,26 @@ def test_lines_of_a_pipe_are_turns(swarm: Swarm, model: Path, tmp_path: Path) ->
     said = [one["content"] for one in json.loads(saved.read_text())["messages"]]
     assert [said[0], said[2], len(said)] == ["hello", "why", 4]
     assert done.stdout.decode() == f"{said[1]}\n{said[1]}\n{said[3]}\n"
-    assert b"of 24 tokens before it were sent" in done.stderr  # `user: hello\nassistant: `
+    assert b"[8 tokens" in done.stderr
+    assert b"; 1 of 23 tokens before it were sent" in done.stderr  # `user: hello\nassistant: `
     assert oct(saved.stat().st_mode & 0o777) == "0o600"
+
+
+def test_peers_are_shown_again_until_ctrl_c(swarm: Swarm) -> None:
+    process = subprocess.Popen(
+        [*SWARMD, "peers", "--watch", "0.5", "--json"], stdout=subprocess.PIPE,
+        env=swarm.environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for _ in range(2):
+            (model,) = json.loads(process.stdout.readline())["models"]
+            assert (model["n_blocks"], model["holes"]) == (6, [])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_in_a_pipe_the_first_error_ends_it() -> None:
