@@ -9,7 +9,7 @@ import click
 
 from swarmd.cli.app import COMMANDS, cli
 from swarmd.cli.config_file import ConfigFile
-from swarmd.cli.settings import SECRET, Setting, leaves, settings
+from swarmd.cli.settings import Setting, is_secret, leaves, settings
 from swarmd.errors import UsageError
 
 __all__ = ["command"]
@@ -63,7 +63,9 @@ def command(name: tuple[str, ...], as_json: bool) -> None:
 
 
 def _value(one: Setting) -> Any:
-    return "(hidden)" if one.key in SECRET and one.source != "default" else one.value
+    if one.source == "default":
+        return one.value
+    return "(hidden)" if is_secret(one.key, one.value) else one.value
 
 
 def _as_json(one: Setting) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import platformdirs
 
-from swarmd.cli.settings import SECRET, SHARED, key_of, options_of
+from swarmd.cli.settings import SHARED, is_secret, key_of, options_of
 from swarmd.errors import UsageError
 
 __all__ = ["ConfigFile", "config_path"]
@@ -119,7 +119,7 @@ class ConfigFile:
     def _checked(self, name: str, option: click.Option, value: Any) -> Any:
         """The value as click takes it: paths from the file's folder on, a list for an option that
         may be given several times. Raises UsageError."""
-        if key_of(option) in SECRET and self._open_to_others and os.name == "posix":
+        if is_secret(key_of(option), value) and self._open_to_others and os.name == "posix":
             raise UsageError(
                 f"{self.path}: {name} is a secret and others may read this file: "
                 f"chmod 600 {self.path}"

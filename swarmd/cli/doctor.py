@@ -105,7 +105,11 @@ def _machine(config: DaemonConfig, model: str | None, state_dir: Path | None) ->
 
     findings = [checkup.python(), checkup.torch_build(config.device)]
     folder = None
-    if model is not None:
+    if model is not None and not Path(model).expanduser().is_dir():
+        found = f"{model} is no folder on this disk: its memory is not checked"
+        remedy = "name its folder, as shown by: swarmd model list"
+        findings.append(checkup.Finding("model", checkup.Level.WARN, found, remedy))
+    elif model is not None:
         try:
             folder = open_folder(Path(model).expanduser())
         except ModelError as error:

@@ -26,7 +26,8 @@ LOOK = 0.2
 
 class LoopThread(Generic[T]):
     """`with LoopThread(open) as held:` enters the asynchronous context `open()` on the loop, and
-    leaves it at the end. `held.value` is what it gave. Raises on entry what entering it raised."""
+    leaves it at the end. `held.value` is what it gave. Raises on entry what entering it raised,
+    and at the end what leaving it raised."""
 
     def __init__(self, open_context: Callable[[], AbstractAsyncContextManager[T]]) -> None:
         self._open = open_context
@@ -34,6 +35,7 @@ class LoopThread(Generic[T]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="swarmd-loop")
 
     def __enter__(self) -> LoopThread[T]:
@@ -45,14 +47,18 @@ class LoopThread(Generic[T]):
             raise
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._end()
+        if self._failure is not None and exc[0] is None:
+            raise self._failure
 
     def _run(self) -> None:
         try:
             run(self._hold())
         except BaseException as error:  # the main thread hears of it
-            if not self._ready.done():
+            if self._ready.done():
+                self._failure = error
+            else:
                 self._ready.set_exception(error)
 
     async def _hold(self) -> None:

@@ -16,7 +16,17 @@ from typing import Any
 
 import click
 
-__all__ = ["SECRET", "SHARED", "Setting", "arm", "env_names", "key_of", "leaves", "settings"]
+__all__ = [
+    "SHARED",
+    "Setting",
+    "arm",
+    "env_names",
+    "is_secret",
+    "key_of",
+    "leaves",
+    "options_of",
+    "settings",
+]
 
 SHARED = frozenset(
     {
@@ -30,6 +40,13 @@ SECRET = frozenset({"api-key", "invite"})
 
 Path = tuple[str, ...]
 """A command's names below `swarmd`: `("key", "new")`."""
+
+
+def is_secret(key: str, value: object) -> bool:
+    """Whether the value of an option is one to hide; `peer` takes an invite as well."""
+    from swarmd.invite import PREFIX  # and with it a library for keys, which help does not need
+
+    return key in SECRET or PREFIX in str(value)
 
 
 def key_of(option: click.Option) -> str:

@@ -107,9 +107,10 @@ def port(config: DaemonConfig, state: StateFolder) -> tuple[Finding, int | None]
         try:
             _bind(host, number)
         except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                remedy = "give an address of this machine by --host"
-                return Finding("port", Level.FAIL, f"{host}: {error.strerror}", remedy), None
+            if error.errno != errno.EADDRINUSE:
+                remedy = "give an address of this machine by --host, or another --port"
+                found = f"{host} {number}: {error.strerror}"
+                return Finding("port", Level.FAIL, found, remedy), None
             taken.append(number)
             continue
         nodes = f"; nodes of yours at {', '.join(map(str, sorted(mine)))}" if mine else ""

@@ -163,6 +163,8 @@ def test_the_exit_code_says_whether_a_check_failed(
     assert set(levels) == {"python", "torch", "memory", "state", "disk", "port", "swarm"}
     code, levels = doctor(capsys, *common, "--model", tmp_path)
     assert (code, levels["model"]) == (1, "fail")
+    code, levels = doctor(capsys, *common, "--model", "owner/name")
+    assert (code, levels["model"]) == (0, "warn")
     # on loopback a node elsewhere is not asked, also if it is named
     code, levels = doctor(capsys, *common, "--peer", "192.0.2.1:31330")
     assert (code, levels["swarm"]) == (0, "ok")
