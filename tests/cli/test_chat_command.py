@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from bench.nodes import SWARMD, Swarm
+from swarmd.cli import main
 from swarmd.cli.chat_turns import ChatTurns, save
 from swarmd.cli.loop_thread import LoopThread
 from swarmd.client.dialogue import Dialogue
@@ -45,26 +46,30 @@ def swarm(model: Path) -> Iterator[Swarm]:
             swarm.stop()
 
 
-def chat(swarm: Swarm, model: Path, *options: str) -> list[str]:
+def chat(model: Path, *options: str) -> list[str]:
     return [*SWARMD, "chat", "--model", str(model), "-n", "8", "--context", "256", *options]
 
 
-def test_lines_of_a_pipe_are_turns(swarm: Swarm, model: Path, tmp_path: Path) -> None:
+def test_lines_of_a_pipe_are_turns(
+    swarm: Swarm,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     saved = tmp_path / "talk.json"
-
-    def talk(lines: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            chat(swarm, model), input=lines.encode(), env=swarm.environment, capture_output=True,
-            check=False, timeout=60,
-        )  # fmt: skip
-
-    done = talk(f"hello\n/undo\nhello\n\nwhy\n/save {saved}\n")
-    assert done.returncode == 0, done.stderr
+    lines = f"hello\n/undo\nhello\n\nwhy\n/save {saved}\n"
+    monkeypatch.setenv("SWARMD_STATE", str(swarm.folder))
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    with pytest.raises(SystemExit) as ended:
+        main(chat(model)[len(SWARMD) :])
+    written = capsys.readouterr()
+    assert not ended.value.code, written.err
     said = [one["content"] for one in json.loads(saved.read_text())["messages"]]
     assert [said[0], said[2], len(said)] == ["hello", "why", 4]
-    assert done.stdout.decode() == f"{said[1]}\n{said[1]}\n{said[3]}\n"
-    assert b"[8 tokens" in done.stderr
-    assert b"; 1 of 23 tokens before it were sent" in done.stderr  # `user: hello\nassistant: `
+    assert written.out == f"{said[1]}\n{said[1]}\n{said[3]}\n"
+    assert "[8 tokens" in written.err
+    assert "; 1 of 23 tokens before it were sent" in written.err  # `user: hello\nassistant: `
     assert oct(saved.stat().st_mode & 0o777) == "0o600"
 
 
@@ -101,7 +106,7 @@ def test_in_a_pipe_the_first_error_ends_it() -> None:
 def test_ctrl_c_stops_the_answer_then_the_program(swarm: Swarm, model: Path) -> None:
     terminal, theirs = pty.openpty()
     process = subprocess.Popen(
-        chat(swarm, model, "-n", "200"), stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
+        chat(model, "-n", "200"), stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
         env={**swarm.environment, "TERM": "dumb"}, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
