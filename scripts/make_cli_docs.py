@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from swarmd.cli import cli
+from swarmd.cli.settings import SHARED
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 WIDTH = 80
@@ -24,6 +25,37 @@ Made by `scripts/make_cli_docs.py` from `--help`; do not edit it by hand.
 
 Results go to stdout, notes and logs to stderr. Exit codes: 0 done, 1 failed, 2 misused,
 130 interrupted.
+
+## Where options are set
+
+Of each option the first that says something counts:
+
+1. the command line;
+2. the environment: `--max-upload` of `swarmd serve` is `SWARMD_SERVE_MAX_UPLOAD`, and `--force` of
+   `swarmd key new` is `SWARMD_KEY_NEW_FORCE`. A flag takes `1` or `0`; an option that may be given
+   several times takes its values with spaces between them;
+3. the file, TOML: `$SWARMD_CONFIG`, else `config.toml` in the platform's folder for a user's
+   configuration (`~/.config/swarmd` on Linux);
+4. the default.
+
+SHARED may be set for all commands at once: `SWARMD_MODEL` and so on, or in the section `[all]` of
+the file; what is set for one command goes before that. Some options have other variables besides,
+which their help names. In the file, a relative path is one from the file's folder, and what it
+does not know is an error that names the file and the key. `swarmd config` shows each value and
+where it comes from.
+
+```toml
+[all]
+model = "~/models/llama"
+peer = ["192.0.2.7:31330"]
+
+[serve]
+memory = "6G"
+max-upload = 5.0
+
+[key.new]
+force = false
+```
 """
 
 
@@ -49,7 +81,8 @@ def help_pages(
 
 def make_page() -> str:
     """The whole page."""
-    parts = [HEAD]
+    shared = ", ".join(f"`--{key}`" for key in sorted(SHARED))
+    parts = [HEAD.replace("SHARED", shared)]
     for name, text in help_pages(cli, "swarmd"):
         lines = "\n".join(line.rstrip() for line in text.splitlines())
         parts.append(f"## `{name}`\n\n```text\n{lines}\n```\n")

@@ -9,6 +9,7 @@ daemons on a machine; each daemon takes an identity of its own.
 `running/PEER.json`          nodes that run now (see :mod:`swarmd.running`)
 `throughput.json`            speeds measured on this machine
 `evidence.json`              peers that gave wrong outputs (see :mod:`swarmd.client.evidence`)
+`chat_history`               lines typed into `swarmd chat`, mode 0600
 ============================ ================================================================
 """
 
@@ -99,6 +100,10 @@ class StateFolder:
     @property
     def evidence_file(self) -> Path:
         return self.path / "evidence.json"
+
+    @property
+    def chat_history(self) -> Path:
+        return self.path / "chat_history"
 
     @contextlib.contextmanager
     def identity(self) -> Iterator[Identity]:

@@ -19,6 +19,7 @@ prepare_libraries()  # as every command does, before anything imports torch
 # Nothing may leave this machine: tests that look around do so in network namespaces.
 os.environ["SWARMD_NO_LAN"] = "1"
 os.environ["SWARMD_NO_UPNP"] = "1"
+os.environ["SWARMD_CONFIG"] = os.devnull  # not the file of whoever runs the tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

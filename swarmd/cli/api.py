@@ -141,6 +141,12 @@ def command(
     /v1/chat/completions, /v1/completions, /v1/models   as OpenAI's
     /metrics                                            for Prometheus
     /healthz                                            whether the server runs
+
+    \b
+    Examples:
+      swarmd api
+      swarmd api --port 9000 --peer 192.0.2.7:31330
+      swarmd api --host 0.0.0.0 --api-key-file keys.txt
     """
     set_up_logging(log_format, verbose=verbose)
     prepare_libraries(threads)

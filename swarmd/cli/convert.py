@@ -25,6 +25,12 @@ def command(source: Path, target: Path, dtype: str) -> None:
     """Turn SOURCE (a .gguf file, or a model folder) into the folder TARGET with one file a block.
 
     Such a folder lets every node read, copy or fetch only the blocks that it serves.
+
+    \b
+    Examples:
+      swarmd convert model.gguf ./model
+      swarmd convert model.gguf ./model --dtype bfloat16
+      swarmd convert ./llama ./llama-in-blocks
     """
     set_up_logging("text", verbose=False)
     prepare_libraries()

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from swarmd.cli.app import STARTED
+from swarmd.cli.drafting import check_speculation, load_drafting, speculation_options
 from swarmd.cli.generate_report import report
 from swarmd.cli.membership import Membership, membership
 from swarmd.cli.options import (
@@ -94,20 +95,7 @@ class Request:
 )
 @quantization_option
 @route_option
-@click.option(
-    "--speculate",
-    type=click.IntRange(0, 32),
-    metavar="TOKENS",
-    help="Draft up to so many tokens from what the text repeats, and have them verified in one "
-    "trip, as far as that pays; the answer stays the same. 0 is off. [default: 7 where peers "
-    "compute in float32, else 0]",
-)
-@click.option(
-    "--draft",
-    metavar="MODEL",
-    help="A small model of the same vocabulary, run on this machine, that drafts where the text "
-    "repeats nothing.",
-)
+@speculation_options
 @click.option(
     "--known",
     is_flag=True,
@@ -153,6 +141,12 @@ def command(
     """Generate text with a model that the swarm serves. PROMPT may be - for stdin.
 
     The text goes to stdout; the route and what happened on it go to stderr.
+
+    \b
+    Examples:
+      swarmd generate "Once upon a time"
+      swarmd generate --chat --temperature 0.7 --seed 1 "Who are you?"
+      cat question.txt | swarmd generate - --peer 192.0.2.7:31330 --json
     """
     set_up_logging(log_format, verbose=verbose, quiet=True)
     if system is not None and not chat:
@@ -161,8 +155,7 @@ def command(
         if quantization == "any":
             raise UsageError("--verify needs peers of one quantization: use --quantization one")
         quantization = "one" if quantization == "auto" else quantization
-    if draft is not None and speculate == 0:
-        raise UsageError("--draft needs --speculate of 1 or more")
+    check_speculation(speculate, draft)
     if prompt == "-":
         prompt = sys.stdin.read()
     request = Request(
@@ -235,7 +228,8 @@ async def _generate(request: Request, sampling: Any) -> None:
             check_supported(chain.hops[0].peer.arithmetic, folder.config)
         client = await load_client(folder, chain.hops[0].peer.dtype, request.threads)
         prompt_ids = client.text.encode(request.prompt, chat=request.chat, system=request.system)
-        drafting = await _drafting(request, client)
+        new_drafting = await load_drafting(request.speculate, request.draft, client)
+        drafting = new_drafting()
         length = len(prompt_ids) + request.max_new_tokens
         if length > folder.max_positions:
             raise UsageError(
@@ -293,26 +287,6 @@ async def _generate(request: Request, sampling: Any) -> None:
             request, session, times, prompt_ids, answer.token_ids, answer.text, ready - STARTED,
             predicted, drafting,
         )  # fmt: skip
-
-
-async def _drafting(request: Request, client: Any) -> Any:
-    """Speculation for this answer, or None. Raises ModelError, UsageError."""
-    from swarmd.client.draft_model import load_draft_model
-    from swarmd.client.drafting import DEFAULT_LONGEST, Drafting, default_longest
-
-    longest = request.speculate
-    if longest is None:
-        asked = request.draft is not None
-        longest = DEFAULT_LONGEST if asked else default_longest(client.ends.dtype)
-    if longest == 0:
-        return None
-    model = None
-    if request.draft is not None:
-        with ProgressBars() as bars:
-            model = await asyncio.to_thread(
-                load_draft_model, request.draft, client.text, client.ends.dtype, bars.update
-            )
-    return Drafting(longest, model)
 
 
 def _note_withdrawn(kept: int, wrong: str, reason: str) -> None:

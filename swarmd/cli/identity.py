@@ -19,6 +19,11 @@ def command() -> None:
 
     An identity is an Ed25519 key. Its peer id, a hash of the public half, is what others know a
     node by, and what --allow of their nodes takes.
+
+    \b
+    Examples:
+      swarmd identity show
+      swarmd identity new
     """
 
 
@@ -29,6 +34,11 @@ def show(as_json: bool, state_dir: Path | None) -> None:
     """Show each identity: peer id, public key, and whether a process uses it.
 
     A node takes the first slot that is free. The first identity is made if there is none yet.
+
+    \b
+    Examples:
+      swarmd identity show
+      swarmd identity show --json --state-dir ./state
     """
     state = StateFolder(state_dir)
     if not (slots := state.slots()):
@@ -59,6 +69,10 @@ def new(state_dir: Path | None) -> None:
 
     The old key stays in the state folder as a file that ends in .old. Refused while a process uses
     the identity: stop the node first.
+
+    \b
+    Examples:
+      swarmd identity new
     """
     state = StateFolder(state_dir)
     kept = state.renew_identity()

@@ -32,11 +32,13 @@ __all__ = ["command"]
 def command(addresses: tuple[Address, ...], swarm_key: Path | None, state_dir: Path | None) -> None:
     """Print an invite to the swarm of the nodes that run on this machine.
 
-    \b
-    swarmd invite                             on a machine that serves
-    swarmd serve --invite swarmd-invite-1-…   on the other one
-
     An invite of a private swarm holds its key. Send it as you would send a password.
+
+    \b
+    Examples:
+      swarmd invite                              on a machine that serves
+      swarmd invite --address 192.0.2.7:31330    if a router forwards that port
+      swarmd serve --invite swarmd-invite-1-…    on the other one
     """
     nodes = running_nodes(StateFolder(state_dir).path)
     nodes, key = _of_one_swarm(nodes, swarm_key)

@@ -19,9 +19,10 @@ def command() -> None:
     """Make, show and change the key of a private swarm.
 
     \b
-    swarmd key new home.key                a new private swarm
-    swarmd serve --swarm-key home.key      a node of it
-    swarmd key rotate home.key             a new key; the old one is still accepted
+    Examples:
+      swarmd key new home.key                a new private swarm
+      swarmd serve --swarm-key home.key      a node of it
+      swarmd key rotate home.key             a new key; the old one is still accepted
     """
 
 
@@ -29,7 +30,12 @@ def command() -> None:
 @click.argument("file", type=_FILE)
 @click.option("--force", is_flag=True, help="Replace a file that is there already.")
 def new(file: Path, force: bool) -> None:
-    """Write a new random swarm key to FILE, which only you may read."""
+    """Write a new random swarm key to FILE, which only you may read.
+
+    \b
+    Examples:
+      swarmd key new home.key
+    """
     keys = KeyRing(SwarmKey.generate())
     write_key_file(file, keys, replace=force)
     click.echo(f"{file}: the key of a new swarm, {keys.current.swarm_id.hex()}")
@@ -39,7 +45,13 @@ def new(file: Path, force: bool) -> None:
 @click.argument("file", type=_FILE)
 @click.option("--secret", is_flag=True, help="Print the keys themselves.")
 def show(file: Path, secret: bool) -> None:
-    """Say of which swarm FILE holds the key. The key itself is a secret: see --secret."""
+    """Say of which swarm FILE holds the key. The key itself is a secret: see --secret.
+
+    \b
+    Examples:
+      swarmd key show home.key
+      swarmd key show --secret home.key
+    """
     keys = read_key_file(file)
     if secret:
         click.echo(keys.text, nl=False)
@@ -54,6 +66,10 @@ def rotate(file: Path) -> None:
     """Put a new key first in FILE. The one that was in use stays as the second and is accepted.
 
     Copy FILE to all nodes and start them again with it; a later rotation drops the old key.
+
+    \b
+    Examples:
+      swarmd key rotate home.key
     """
     old = read_key_file(file)
     keys = KeyRing(SwarmKey.generate(), old.current)

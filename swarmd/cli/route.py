@@ -69,6 +69,12 @@ def command(
 
     Nothing is computed: peers are pinged, and their announced speeds are believed. A client that
     generates knows more with every token.
+
+    \b
+    Examples:
+      swarmd route
+      swarmd route --explain --tokens 512
+      swarmd route --peer 192.0.2.7:31330 --json
     """
     set_up_logging(log_format, verbose=verbose, quiet=True)
     prepare_libraries()

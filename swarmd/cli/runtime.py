@@ -11,12 +11,23 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-__all__ = ["ProgressBars", "prepare_libraries", "run", "set_up_logging", "stderr"]
+__all__ = ["ProgressBars", "prepare_libraries", "run", "set_up_logging", "stderr", "stdout"]
 
 T = TypeVar("T")
 stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False, markup=False, emoji=False)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -70,8 +81,24 @@ def set_up_logging(log_format: str, *, verbose: bool, quiet: bool = False) -> No
     logging.getLogger("swarmd").setLevel(level)
 
 
+COUNTED = frozenset({"dequantize", "loading blocks", "read", "wait"})
+"""Stages of which a unit is not a byte, but a tensor, a block or a file."""
+
+
+class _Amount(ProgressColumn):
+    """How much is done and how fast: `1.2/3.4 GB, 56.7 MB/s`, or `3/30`."""
+
+    def render(self, task: Task) -> Text:
+        total = task.total or 0
+        if task.description in COUNTED:
+            return Text(f"{task.completed:.0f}/{total:.0f}")
+        done = f"{decimal(int(task.completed))} of {decimal(int(total))}"
+        return Text(done + (f", {decimal(int(task.speed))}/s" if task.speed else ""))
+
+
 class ProgressBars:
-    """Bars for long preparations, on a terminal only; elsewhere one line a stage.
+    """Bars for long preparations, on a terminal only; elsewhere one line a stage. Of bytes they
+    say how many, how many a second, and the time left; in colour unless `NO_COLOR` is set.
 
     `update` is thread-safe and has the signature that model loading calls.
     """
@@ -100,9 +127,10 @@ class ProgressBars:
             return
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
+                _Amount(),
                 TimeRemainingColumn(),
                 console=stderr,
             )

@@ -222,10 +222,11 @@ def command(
     """Hold blocks of a model and serve them to the swarm.
 
     \b
-    swarmd serve                                   starts a swarm, or joins one on this machine
-    swarmd serve --peer 192.0.2.7:31330            joins another machine's swarm
-    swarmd serve --invite swarmd-invite-1-…        the same, by the line of: swarmd invite
-    swarmd serve --blocks 10:20 --model ./llama    serves ten given blocks of a model folder
+    Examples:
+      swarmd serve                                 starts a swarm, or joins one on this machine
+      swarmd serve --peer 192.0.2.7:31330          joins another machine's swarm
+      swarmd serve --invite swarmd-invite-1-…      the same, by the line of: swarmd invite
+      swarmd serve --blocks 10:20 --model ./llama    ten given blocks of a model folder
     """
     wanted = None
     if http is None:

@@ -13,5 +13,10 @@ __all__ = ["command"]
 
 @click.command("version")
 def command() -> None:
-    """Print the version of swarmd and of Python."""
+    """Print the version of swarmd and of Python.
+
+    \b
+    Examples:
+      swarmd version
+    """
     click.echo(f"swarmd {__version__} (Python {platform.python_version()})")

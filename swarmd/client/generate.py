@@ -111,6 +111,7 @@ async def decode_events(
     stopped: Callable[[], bool] = lambda: False,
     drafting: Drafting | None = None,
     run: Run = run_here,
+    held: int = 0,
 ) -> AsyncGenerator[int | Withdrawn, None]:
     """New token ids, one by one, until an end-of-sequence token (not given out), the limit, or
     `stopped()` after a token. Ends when the session's spot checks are done; a lie that they find
@@ -121,15 +122,21 @@ async def decode_events(
     chosen: so the tokens are the same ones, also when they are sampled. Positions of wrong drafts
     are cut back by the start of the next step.
 
-    Raises UsageError for a session that is too short, and what :meth:`ChainSession.step` raises.
+    The session may hold the first `held` tokens of the prompt already, from an answer before: then
+    only the others are sent. What it holds beyond them is cut.
+
+    Raises ValueError where `held` leaves nothing of the prompt, UsageError for a session that is
+    too short, and what :meth:`ChainSession.step` raises.
     """
     if len(prompt_ids) + max_new_tokens > session.max_length:
         raise UsageError(
             f"prompt of {len(prompt_ids)} and {max_new_tokens} new tokens are more than the "
             f"session's {session.max_length}"
         )
+    if not 0 <= held < len(prompt_ids):
+        raise ValueError(f"{held} of {len(prompt_ids)} tokens are held: one has to be sent")
     times = times or GenerationTimes()
-    n_prompt, token_ids, position = len(prompt_ids), list(prompt_ids), 0
+    n_prompt, token_ids, position = len(prompt_ids), list(prompt_ids), held
     stamps = [time.perf_counter()]
     draws = [sampler.state()]  # before each token, to draw it again the same way
     done, draft = False, Draft()
@@ -193,6 +200,7 @@ async def decode_tokens(
     drafting: Drafting | None = None,
     stopped: Callable[[], bool] = lambda: False,
     run: Run = run_here,
+    held: int = 0,
 ) -> AsyncGenerator[int, None]:
     """`decode_events` of a session without spot checks, whose tokens are never withdrawn."""
     if session.checks is not None:
@@ -200,7 +208,7 @@ async def decode_tokens(
     events = decode_events(
         ends, session, prompt_ids, sampler,
         max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, times=times,
-        stopped=stopped, drafting=drafting, run=run,
+        stopped=stopped, drafting=drafting, run=run, held=held,
     )  # fmt: skip
     async with contextlib.aclosing(events):
         async for event in events:

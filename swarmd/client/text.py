@@ -48,15 +48,28 @@ class TextCodec:
     def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a dialogue (`role` and `content` each) in the model's chat template, up to
         where its answer begins. Raises UsageError without a template, and where it refuses."""
+        return self.encode_template(self.template(messages))
+
+    def encode_template(self, text: str) -> list[int]:
+        """Token ids of text that a template made, or a part of it: nothing is put around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special ones as they are written."""
+        return str(self.tokenizer.decode(list(token_ids)))
+
+    def template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A dialogue as text, up to where its answer begins. Raises as `encode_messages` does."""
         if not self.tokenizer.chat_template:
             raise UsageError("this model has no chat template: give it a plain prompt, not a chat")
         try:
-            prompt = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=True
+                )
             )
         except TemplateError as error:
             raise UsageError(f"the model's chat template refuses this dialogue: {error}") from error
-        return list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def spell(self, token_id: int) -> str:
         """One token by itself as text, special ones as they are written; a part of a character is

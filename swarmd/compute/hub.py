@@ -33,7 +33,7 @@ from swarmd.compute.model_folder import (
 )
 from swarmd.errors import ModelError, UsageError
 
-__all__ = ["SMALL_FILES", "fetch_model"]
+__all__ = ["SMALL_FILES", "fetch_model", "main_commit", "stored_model"]
 
 SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -84,6 +84,20 @@ def fetch_model(
         return _Fetch(listing, progress).model(span, client)
 
 
+def stored_model(repo_id: str, revision: str) -> ModelFolder:
+    """What is on this disk of a model that was fetched before; the hub is not asked. Raises
+    ModelError for one that was not."""
+    with _errors_of(repo_id, revision):
+        return _Fetch(_saved_listing(repo_id, revision), None).stored()
+
+
+def main_commit(repo_id: str) -> str | None:
+    """The commit that the hub's `main` was when the model was last fetched; None: it never was."""
+    with contextlib.suppress(ModelError):
+        return _saved_listing(repo_id, None).commit
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Fetch:
     listing: _Listing
@@ -117,6 +131,14 @@ class _Fetch:
             self._file(file)
         self._check(folder, wanted, hashes)
         return opened(wanted, headers)
+
+    def stored(self) -> ModelFolder:
+        """The model with the weight files that happen to be here."""
+        listing = self.listing
+        folder = Path(self._file("config.json")).parent
+        hashes = {name: self._hash(name) for name in self._weight_files(folder)}
+        name = listing.repo_id.rsplit("/", 1)[-1]
+        return open_folder(folder, require=(), name=name, hashes=hashes, headers=listing.headers)
 
     def _weight_files(self, folder: Path) -> list[str]:
         """The names of all weight files; a single file comes before an index, as transformers."""
