@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from swarmd.client.chain_session import ChainSession
@@ -28,7 +28,9 @@ PROMPT_TOKENS = 24
 PATIENCE = 60.0
 """Seconds that a client waits for blocks that nobody serves just then (`--wait`)."""
 HANG = 150.0
-"""Seconds after which an answer that neither ended nor failed counts as a client that hangs."""
+HANG_TOKEN = 0.5
+"""Seconds, and those a token more, after which an answer that neither ended nor failed counts as a
+client that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +114,19 @@ class Client:
     async def __aexit__(self, *exc: object) -> None:
         await self._swarm.__aexit__(*exc)
 
-    async def answer(self, prompt: int, tokens: int, tally: Tally) -> list[int]:
-        """The tokens to prompt number `prompt`. Raises SwarmdError, TimeoutError when it hangs."""
+    async def answer(
+        self,
+        prompt: int,
+        tokens: int,
+        tally: Tally,
+        before: Callable[[Sequence[str]], None] = lambda addresses: None,
+    ) -> list[int]:
+        """The tokens to prompt number `prompt`. Calls `before` with the hops' addresses before
+        each step but the first. Raises SwarmdError, TimeoutError when it hangs."""
         ids = self._model.prompt(prompt)
         setting, folder = self.setting, self._model.folder
         found: list[int] = []
-        async with asyncio.timeout(HANG):
+        async with asyncio.timeout(HANG + HANG_TOKEN * tokens):
             chain = await choose_chain(self._router, wait=PATIENCE)
             session = ChainSession(
                 self._router, self._pool, chain,
@@ -148,6 +157,8 @@ class Client:
                         )
                         replayed = again
                     seen, began = len(session.statistics.recoveries), now
+                    if len(found) < tokens:
+                        before([str(hop.peer.address) for hop in session.chain])
         return found
 
     async def keep_answering(self, twins: Sequence[list[int]], until: float, tally: Tally) -> None:
