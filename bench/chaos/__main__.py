@@ -65,7 +65,8 @@ def report(result: Result) -> None:
         f"{result.seconds:.0f} s, {len(result.done)} faults, {len(stalls)} hops replaced "
         f"(median stall {statistics.median(stalls or [0.0]):.2f} s); answers: {tally.equal} equal, "
         f"{len(tally.different)} different, {len(tally.refused)} ended with an error, "
-        f"{len(tally.died)} died or hung"
+        f"{len(tally.died)} died or hung; {len(result.unexplained)} hops were lost at nodes that "
+        "nothing had been done to"
     )
     for line in (*tally.different, *tally.died, *tally.withdrawn, *result.broken, *tally.refused):
         print(f"  {line}")
