@@ -74,6 +74,8 @@ class Touch:
     setting: str
     stall: float
     replayed: int
+    story: tuple[str, ...] = ()
+    """What the session said meanwhile, each line with the seconds since the stall began."""
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ class Client:
         ids = self._model.prompt(prompt)
         setting, folder = self.setting, self._model.folder
         found: list[int] = []
+        said: list[tuple[float, str]] = []
         async with asyncio.timeout(HANG + HANG_TOKEN * tokens):
             chain = await choose_chain(self._router, wait=PATIENCE)
             session = ChainSession(
@@ -134,6 +137,7 @@ class Client:
                 config=SessionConfig(
                     wait=PATIENCE, checks=CheckConfig(setting.checked, seed=b"chaos")
                 ),
+                on_story=lambda line: said.append((time.monotonic(), line)),
             )  # fmt: skip
             async with session:
                 seen, replayed, began = 0, 0, time.monotonic()
@@ -152,11 +156,15 @@ class Client:
                     for one in session.statistics.recoveries[seen:]:
                         again = session.statistics.replayed_positions
                         address = str(one.lost.peer.address)
+                        story = tuple(f"{at - began:.1f} s: {line}" for at, line in said)
                         tally.touches.append(
-                            Touch(began, address, setting.name, now - began, again - replayed)
+                            Touch(
+                                began, address, setting.name, now - began, again - replayed, story
+                            )
                         )
                         replayed = again
                     seen, began = len(session.statistics.recoveries), now
+                    said.clear()
                     if len(found) < tokens:
                         before([str(hop.peer.address) for hop in session.chain])
         return found

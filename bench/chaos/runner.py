@@ -22,6 +22,8 @@ __all__ = ["Result", "Swarmlet", "run"]
 
 LATE = 0.08
 """Seconds that a slow link adds to each piece."""
+LONG = 4.0
+"""Stalls longer than so many seconds are recorded with their story."""
 PROMPTS = 2
 READY_TIMEOUT = 90.0
 """Seconds for a daemon to serve; loading the default model takes seconds on a busy machine."""
@@ -160,7 +162,9 @@ class Result:
                     "seconds": round(fault.seconds, 2),
                     "touched": [
                         {"answer": one.setting, "stall": round(one.stall, 3),
-                         "replayed": one.replayed} for one in self.touched.get(number, [])
+                         "replayed": one.replayed,
+                         "story": list(one.story) if one.stall > LONG else []}
+                        for one in self.touched.get(number, [])
                     ],
                 } for number, (at, fault) in enumerate(self.done)
             ],

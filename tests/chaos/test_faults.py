@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.chaos.faults import Kind, covered, schedule
@@ -15,6 +15,7 @@ SWARMS = st.lists(st.sampled_from([FRONT, BACK, Span(0, 6)]), max_size=4).map(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(seed=st.integers(), spans=SWARMS, pause=st.floats(0.2, 10))
 def test_each_block_is_always_held_by_a_node_that_is_not_harmed(
     seed: int, spans: list[Span], pause: float
@@ -33,6 +34,7 @@ def test_each_block_is_always_held_by_a_node_that_is_not_harmed(
         assert covered(others, 6) and covered([*whole, *others], 6)
 
 
+@settings(deadline=None, max_examples=50)
 @given(seed=st.integers(), spans=SWARMS)
 def test_the_same_seed_gives_the_same_faults_in_order(seed: int, spans: list[Span]) -> None:
     faults = schedule(seed, 60, spans, 6)
