@@ -68,7 +68,8 @@ def _ground(directory: Directory, pool: Pool, announced: Announced) -> Ground:
     folder = announced.folder
 
     async def fetch() -> Sequence[PeerInfo]:
-        return [_as_seen(peer, announced, directory) for peer in await directory.fetch(model_id)]
+        peers = await directory.fetch(model_id, tombstones=True)
+        return [_as_seen(peer, announced, directory) for peer in peers]
 
     model_id = folder.model_id
     router = Router(

@@ -116,12 +116,7 @@ class Router:
             began = self.clock.monotonic()
             peers = await self._fetch()
             self._fetched_at = began
-            self.view = View.of(
-                peers,
-                self.view.n_blocks,
-                model_id=self.view.model_id,
-                model_name=self.view.model_name,
-            )
+            self.view = self.view.renewed(peers, self.clock.wall())
         if probe:
             await self._probe_new()
 

@@ -125,7 +125,7 @@ class SwarmClient:
     ) -> Router:
         """A router for one model over this client's DHT and `pool`."""
         return Router(
-            lambda: self.directory.fetch(model_id),
+            lambda: self.directory.fetch(model_id, tombstones=True),
             lambda peer: ping(peer, pool),
             model_id=model_id,
             model_name=model_name,

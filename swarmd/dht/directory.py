@@ -206,8 +206,9 @@ class Directory:
                 await self._publish(info)
                 self._announced = None
 
-    async def fetch(self, model_id: ModelId) -> list[PeerInfo]:
-        """Who serves `model_id` now, ourselves included: the newest record of each peer.
+    async def fetch(self, model_id: ModelId, *, tombstones: bool = False) -> list[PeerInfo]:
+        """Who serves `model_id` now, ourselves included: the newest record of each peer. With
+        `tombstones` also who has left, for those who remember what they fetched before.
 
         Of a model with more than about a thousand peers it is a sample (`fetch_records`).
         """
@@ -223,7 +224,8 @@ class Directory:
                 frontier.read(shard, found.more)
                 for record in found.records:
                     merge(records, record)
-        infos = [record.info for record in self._alive(list(records.values()))]
+        alive = self._alive(list(records.values()), tombstones=tombstones)
+        infos = [record.info for record in alive]
         mine = [info for info in infos if info.model_id == model_id]
         return sorted(mine, key=lambda info: info.peer_id)
 
@@ -273,9 +275,13 @@ class Directory:
             raise DhtError("the directory is not open; use it inside `async with`")
         return self._server
 
-    def _alive(self, records: list[Record]) -> list[Record]:
+    def _alive(self, records: list[Record], *, tombstones: bool = False) -> list[Record]:
         now = self._clock.wall()
-        return [r for r in records if not r.is_tombstone and r.info.expires_at > now]
+        return [
+            record
+            for record in records
+            if (tombstones or not record.is_tombstone) and record.info.expires_at > now
+        ]
 
     async def _publish(self, info: PeerInfo) -> int:
         server = self._running()

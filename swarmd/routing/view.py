@@ -9,7 +9,10 @@ from swarmd.blocks import Span, coverage, holes
 from swarmd.identity import PeerId
 from swarmd.peers import Arithmetic, ModelId, PeerInfo, PeerState
 
-__all__ = ["View"]
+__all__ = ["MAX_REMEMBERED", "View"]
+
+MAX_REMEMBERED = 2000
+"""Announcements that outlive a fetch which did not return them: twice what one fetch reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,22 @@ class View:
             newest_named = max(named, key=lambda peer: peer.sequence, default=None)
             model_name = newest_named.model_name if newest_named else model_id.short
         return cls(model_id, n_blocks, model_name, tuple(kept))
+
+    def renewed(self, peers: Iterable[PeerInfo], wall: float) -> View:
+        """The view after a fetch found `peers` at `wall`, in seconds since the epoch.
+
+        A fetch may miss records, or all of them, where those that held them have just died. So what
+        was known stays until it expires, or until the peer's own tombstone is seen; who is gone all
+        the same is found out by dialling.
+        """
+        alive = [peer for peer in self.peers if peer.expires_at > wall]
+        alive.sort(key=lambda peer: peer.expires_at, reverse=True)
+        return View.of(
+            (*peers, *alive[:MAX_REMEMBERED]),
+            self.n_blocks,
+            model_id=self.model_id,
+            model_name=self.model_name,
+        )
 
     @property
     def routable(self) -> tuple[PeerInfo, ...]:

@@ -125,6 +125,10 @@ def test_a_tombstone_takes_a_peer_out_at_once(run_async: Runner) -> None:
             await announce_all(nodes)
             await nodes[3].withdraw()
             await nodes[3].withdraw()
+            peers = await nodes[0].fetch(MODEL, tombstones=True)
+            assert [one.peer_id for one in peers if one.state is PeerState.GONE] == [
+                nodes[3].peer_id
+            ]
             for node in nodes:
                 assert ids(await node.fetch(MODEL)) == {n.peer_id for n in nodes} - {
                     nodes[3].peer_id

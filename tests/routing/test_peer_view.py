@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarmd.blocks import Span
 from swarmd.peers import ModelId, PeerState
-from swarmd.routing.view import View
+from swarmd.routing.view import MAX_REMEMBERED, View
 
 
 def test_only_online_peers_of_the_model_are_routable(make_peer, model_id):
@@ -62,3 +62,29 @@ def test_the_name_is_for_messages_and_never_unprintable(make_peer, model_id):
     assert View.of([evil, good], 30, model_id=model_id).model_name == "smollm2"
     assert View.of([evil], 30, model_id=model_id).model_name == model_id.short
     assert View.of([good], 30, model_id=model_id, model_name="mine").model_name == "mine"
+
+
+def test_what_a_fetch_misses_stays_until_it_expires(make_peer, model_id):
+    """Those that held the records may have died just now: nobody is forgotten for that."""
+    one, two = make_peer(1, 0, 15, expires_at=100.0), make_peer(2, 15, 30, expires_at=200.0)
+    view = View.of([one, two], 30, model_id=model_id)
+    assert view.renewed([], 99.0).peers == (one, two)
+    assert view.renewed([], 100.0).peers == (two,)
+    assert view.renewed([], 200.0).peers == ()
+    moved = make_peer(1, 15, 30, sequence=1, expires_at=300.0)
+    assert view.renewed([moved], 99.0).peers == (moved, two)
+
+
+def test_a_tombstone_ends_what_was_known(make_peer, model_id):
+    one = make_peer(1, 0, 15, expires_at=100.0)
+    gone = make_peer(1, 0, 15, expires_at=100.0, sequence=1, state=PeerState.GONE)
+    view = View.of([one], 30, model_id=model_id).renewed([gone], 50.0)
+    assert view.peers == ()
+    assert view.renewed([], 60.0).peers == ()
+
+
+def test_only_so_many_are_remembered(make_peer, model_id):
+    many = [make_peer(n, 0, 15, expires_at=1000.0 + n) for n in range(MAX_REMEMBERED + 10)]
+    view = View.of(many, 30, model_id=model_id).renewed([], 0.0)
+    assert len(view.peers) == MAX_REMEMBERED
+    assert min(peer.expires_at for peer in view.peers) == 1010.0
