@@ -31,6 +31,7 @@ from swarmd.errors import UsageError
 from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.routing.edges import Route
+from swarmd.running import running_nodes
 from swarmd.state import StateFolder
 
 __all__ = ["Request", "command"]
@@ -198,7 +199,9 @@ async def _generate(request: Request, sampling: Any) -> None:
     from swarmd.routing.price import Price, chain_price
 
     StopWatch(request.stops)  # refuses an empty one before anything is loaded
-    evidence = EvidenceFile(StateFolder(request.state_dir).evidence_file)
+    state = StateFolder(request.state_dir)
+    evidence = EvidenceFile(state.evidence_file)
+    own = frozenset(node.peer_id for node in running_nodes(state.path))
     liars = await asyncio.to_thread(evidence.liars, time.time())
     with ProgressBars() as bars:
         folder = await resolve_client_folder(request.model, bars.update)
@@ -253,7 +256,7 @@ async def _generate(request: Request, sampling: Any) -> None:
             max_length=length,
             config=SessionConfig(
                 wait=request.wait,
-                checks=CheckConfig(request.verify, keep=evidence.async_record),
+                checks=CheckConfig(request.verify, keep=evidence.async_record, own=own),
             ),
             on_story=_note,
         )

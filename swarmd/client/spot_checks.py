@@ -46,6 +46,8 @@ class CheckConfig:
     """Chunks that verifiers run for one session at the same time."""
     keep: Callable[[Evidence], Awaitable[None]] | None = None
     """Called with each settled or unsettled dispute; may raise StateError."""
+    own: frozenset[PeerId] = frozenset()
+    """Nodes of the user's own, on this machine: asked before others, and right in every dispute."""
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ class SpotChecks:
     def produced(self, hop: int, start: int, end: int, peer_id: PeerId) -> None:
         """The positions `[start, end)` of a hop's outputs are in their history now."""
         segment = self._segments[hop]
-        drawn = self._draw.takes(segment.span, start, end)
+        drawn = peer_id not in self._config.own and self._draw.takes(segment.span, start, end)
         segment.machine.produced(start, end, peer_id, drawn=drawn)
         if drawn and (segment.worker is None or segment.worker.done()):
             segment.worker = self._owner.spawn(
@@ -249,7 +251,8 @@ class SpotChecks:
     async def _candidate(self, segment: _Segment, without: set[PeerId]) -> PeerInfo | None:
         without |= self.convicted
         found = await self._router.second_opinions(segment.span, self._arithmetic, without)
-        return found[0] if found else None
+        own = [peer for peer in found if peer.peer_id in self._config.own]
+        return next(iter((*own, *found)), None)
 
     def _forget(self, segment: _Segment, opinion: SecondOpinion | None) -> None:
         if opinion is not None:
@@ -298,7 +301,8 @@ class SpotChecks:
     async def _dispute(
         self, segment: _Segment, check: Check, second: SecondOpinion, second_row: bytes
     ) -> None:
-        """The hop and `second` differ at `machine.at`: let a third peer decide."""
+        """The hop and `second` differ at `machine.at`: let a third peer decide, unless one of the
+        two is the user's own."""
         machine, at = segment.machine, segment.machine.at
         hop_row = segment.outputs.read(at, at + 1)
         hop = machine.producer(at)
@@ -348,7 +352,12 @@ class SpotChecks:
                 await third.close()
 
         without = {*machine.producers, second.peer.peer_id}
-        if await self._ask(segment, without, use) is not None:
+        if own := self._config.own & {hop, second.peer.peer_id}:
+            verdict = machine.judged(check.ticket, with_hop=hop in own, with_second=hop not in own)
+            close_case(verdict)
+            if verdict is Verdict.VERIFIER_LIED:
+                self._forget(segment, second)
+        elif await self._ask(segment, without, use) is not None:
             close_case(machine.skipped(check.ticket))
         if evidence is not None and self._config.keep is not None:
             try:
@@ -362,9 +371,11 @@ class SpotChecks:
         if who is not None:
             self.convicted.add(who)
             self._router.convict(who)
+            own = any(peer in self._config.own for peer, _ in evidence.opinions)
+            says = "a node of your own says so" if own else "two other peers agree on that"
             self._tell(
-                f"{span} via {who.short}: its outputs are wrong from position {at} on; two other "
-                "peers agree on that; it is left out from now on"
+                f"{span} via {who.short}: its outputs are wrong from position {at} on; {says}; it "
+                "is left out from now on"
             )
         else:
             names = " and ".join(peer.short for peer, _ in evidence.opinions)

@@ -246,11 +246,13 @@ def test_two_that_collude_convict_an_honest_third(
 def test_nobody_to_ask_is_a_skipped_check(
     honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
 ) -> None:
+    expected = honest(GREEDY)
+
     async def work() -> None:
         async with swarm.running([*SPANS, SPANS[1]]):
             refusing(swarm.peers[3], Busy("no room"))
             async with await swarm.session(swarm.peers[:3], max_length=64, checks=ALL) as session:
-                assert (await checked_answer(ends, session, GREEDY)).tokens == honest(GREEDY)
+                assert (await checked_answer(ends, session, GREEDY)).tokens == expected
                 assert session.checks is not None
                 found = session.checks.statistics
                 assert found.checks == 0
@@ -351,5 +353,86 @@ def test_an_absurd_announced_speed_loses_the_route_after_one_session(
                 await checked_answer(ends, session, GREEDY)
             for _ in range(20):  # whatever the jitter
                 assert boaster.info.peer_id not in swarm.router.choose().peer_ids
+
+    run_async(work())
+
+
+@pytest.mark.parametrize("hop", [0, 2])
+def test_a_node_of_ones_own_settles_it_alone(
+    hop: int, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """No third peer, and none is needed."""
+    expected = honest(SAMPLING)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 2):
+            liar, own = swarm.peers[hop], swarm.peers[3 + hop]
+            lying(liar, lambda position: position >= 20)
+            checks = dataclasses.replace(ALL, own=frozenset({own.info.peer_id}))
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
+            async with session:
+                told = await checked_answer(ends, session, SAMPLING)
+                assert told.tokens == expected
+                assert session.checks is not None
+                (evidence,) = session.checks.statistics.evidence
+                assert (evidence.verdict, evidence.liar) == (Verdict.HOP_LIED, liar.info.peer_id)
+                assert {who for who, _ in evidence.opinions} == {
+                    liar.info.peer_id, own.info.peer_id
+                }  # fmt: skip
+                assert any("of your own" in line for line in session.story)
+
+    run_async(work())
+
+
+def test_a_node_of_ones_own_is_asked_before_others(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    expected = honest(GREEDY)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 4):
+            own = swarm.peers[9:]
+            checks = dataclasses.replace(ALL, own=frozenset(peer.info.peer_id for peer in own))
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
+            async with session:
+                assert (await checked_answer(ends, session, GREEDY)).tokens == expected
+            assert all(peer.server.statistics.sessions == 1 for peer in own)
+            assert not any(peer.server.statistics.sessions for peer in swarm.peers[3:9])
+
+    run_async(work())
+
+
+def test_nobody_convicts_a_node_of_ones_own(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """It is not checked. Where it has died, and outputs of its heir are checked, a verifier that
+    differs about what came from it before is the one that lied."""
+    expected = honest(GREEDY)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 3):
+            own, others = swarm.peers[1], {swarm.peers[4], swarm.peers[7]}
+            for other in others:  # whichever is the verifier; the heir's replay is not looked at
+                lying(other, lambda position: position == 10)
+            checks = dataclasses.replace(ALL, own=frozenset({own.info.peer_id}))
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
+            tokens: list[int] = []
+            async with session:
+                async for event in decode_events(
+                    ends, session, PROMPT, Sampler(GREEDY),
+                    max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
+                ):  # fmt: skip
+                    assert not isinstance(event, Withdrawn)
+                    tokens.append(event)
+                    if len(tokens) == 12:
+                        assert not any(other.server.statistics.sessions for other in others)
+                        own.kill()
+                assert session.checks is not None
+                (heir,) = {hop.peer.peer_id for hop in session.chain} & {
+                    other.info.peer_id for other in others
+                }
+                (verifier,) = {other.info.peer_id for other in others} - {heir}
+                assert session.checks.convicted == {verifier}
+            assert tokens == expected
 
     run_async(work())
