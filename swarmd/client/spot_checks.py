@@ -47,7 +47,8 @@ class CheckConfig:
     keep: Callable[[Evidence], Awaitable[None]] | None = None
     """Called with each settled or unsettled dispute; may raise StateError."""
     own: frozenset[PeerId] = frozenset()
-    """Nodes of the user's own, on this machine: asked before others, and right in every dispute."""
+    """Nodes of the user's own, on this machine: asked before others, and right in a
+    dispute with another's."""
 
 
 @dataclass(slots=True)
@@ -128,7 +129,7 @@ class SpotChecks:
     def produced(self, hop: int, start: int, end: int, peer_id: PeerId) -> None:
         """The positions `[start, end)` of a hop's outputs are in their history now."""
         segment = self._segments[hop]
-        drawn = peer_id not in self._config.own and self._draw.takes(segment.span, start, end)
+        drawn = self._draw.takes(segment.span, start, end)
         segment.machine.produced(start, end, peer_id, drawn=drawn)
         if drawn and (segment.worker is None or segment.worker.done()):
             segment.worker = self._owner.spawn(
@@ -352,7 +353,8 @@ class SpotChecks:
                 await third.close()
 
         without = {*machine.producers, second.peer.peer_id}
-        if own := self._config.own & {hop, second.peer.peer_id}:
+        own = self._config.own & {hop, second.peer.peer_id}
+        if len(own) == 1:
             verdict = machine.judged(check.ticket, with_hop=hop in own, with_second=hop not in own)
             close_case(verdict)
             if verdict is Verdict.VERIFIER_LIED:
@@ -371,7 +373,7 @@ class SpotChecks:
         if who is not None:
             self.convicted.add(who)
             self._router.convict(who)
-            own = any(peer in self._config.own for peer, _ in evidence.opinions)
+            own = len(evidence.opinions) == 2
             says = "a node of your own says so" if own else "two other peers agree on that"
             self._tell(
                 f"{span} via {who.short}: its outputs are wrong from position {at} on; {says}; it "

@@ -405,34 +405,40 @@ def test_a_node_of_ones_own_is_asked_before_others(
 def test_nobody_convicts_a_node_of_ones_own(
     honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
 ) -> None:
-    """It is not checked. Where it has died, and outputs of its heir are checked, a verifier that
-    differs about what came from it before is the one that lied."""
+    """Two others lie alike about it, which would convict anybody else."""
     expected = honest(GREEDY)
 
     async def work() -> None:
         async with swarm.running(SPANS * 3):
             own, others = swarm.peers[1], {swarm.peers[4], swarm.peers[7]}
-            for other in others:  # whichever is the verifier; the heir's replay is not looked at
+            for other in others:
                 lying(other, lambda position: position == 10)
             checks = dataclasses.replace(ALL, own=frozenset({own.info.peer_id}))
             session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
-            tokens: list[int] = []
             async with session:
-                async for event in decode_events(
-                    ends, session, PROMPT, Sampler(GREEDY),
-                    max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
-                ):  # fmt: skip
-                    assert not isinstance(event, Withdrawn)
-                    tokens.append(event)
-                    if len(tokens) == 12:
-                        assert not any(other.server.statistics.sessions for other in others)
-                        own.kill()
+                told = await checked_answer(ends, session, GREEDY)
+                assert (told.tokens, told.withdrawn) == (expected, [])
                 assert session.checks is not None
-                (heir,) = {hop.peer.peer_id for hop in session.chain} & {
-                    other.info.peer_id for other in others
-                }
-                (verifier,) = {other.info.peer_id for other in others} - {heir}
-                assert session.checks.convicted == {verifier}
-            assert tokens == expected
+                assert session.checks.convicted == {other.info.peer_id for other in others}
+
+    run_async(work())
+
+
+def test_between_two_of_ones_own_a_third_decides(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    expected = honest(GREEDY)
+
+    async def work() -> None:
+        async with swarm.running(SPANS * 3):
+            liar = swarm.peers[1]
+            lying(liar, lambda position: position >= 20)
+            everybody = frozenset(peer.info.peer_id for peer in swarm.peers)
+            checks = dataclasses.replace(ALL, own=everybody)
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=checks)
+            async with session:
+                assert (await checked_answer(ends, session, GREEDY)).tokens == expected
+                assert session.checks is not None
+                assert session.checks.convicted == {liar.info.peer_id}
 
     run_async(work())
