@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 KEY = "a-key-of-these-tests"
 EVIL = "<img src=x onerror=alert(1)>"
-LIVE = "document.getElementById('status').dataset.state === 'live'"
+LIVE = "document.getElementById('status')?.dataset.state === 'live'"
 ANSWERED = "document.querySelector('.assistant:not(.busy) .text')?.textContent.length > 20"
 
 
