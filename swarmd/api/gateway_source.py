@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from swarmd.api.errors import ApiError
 from swarmd.api.gateway import AnyGateway
 from swarmd.api.swarm_feed import SwarmSource
-from swarmd.api.swarm_view import ModelSeen
+from swarmd.api.swarm_view import Doubts, ModelSeen
 
 __all__ = ["gateway_source"]
 
 
 def gateway_source(gateway: AnyGateway) -> SwarmSource:
     """The model of `gateway` and its answers; no model while a node is starting."""
+
+    doubts = Doubts()
 
     async def refresh(age: float) -> None:
         try:
@@ -28,7 +30,8 @@ def gateway_source(gateway: AnyGateway) -> SwarmSource:
         except ApiError:
             return ()
         banned = router.health.banned(router.clock.monotonic())
-        return (ModelSeen(router.view, banned, router.rtts.get),)
+        doubtful = doubts.update(router.view, banned)
+        return (ModelSeen(router.view, doubtful, router.rtts.get),)
 
     return SwarmSource(
         refresh=refresh,

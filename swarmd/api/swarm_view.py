@@ -17,7 +17,7 @@ from swarmd.printable import printable
 from swarmd.routing.chain import Hop
 from swarmd.routing.view import View
 
-__all__ = ["AnswerSeen", "ModelSeen", "RecoverySeen", "TokenRate", "changes", "snapshot"]
+__all__ = ["AnswerSeen", "Doubts", "ModelSeen", "RecoverySeen", "TokenRate", "changes", "snapshot"]
 
 MAX_PEERS = 256
 """Peers in a snapshot, about 90 kB; coverage counts them all."""
@@ -39,7 +39,7 @@ class ModelSeen:
 
     view: View
     banned: Collection[PeerId]
-    """Those that failed this client lately: they do not count as replicas."""
+    """Those that failed this client: they do not count as replicas."""
     rtt: Callable[[PeerId], float | None]
     """Measured round trip in seconds."""
 
@@ -86,6 +86,28 @@ class AnswerSeen:
             "route": [{**_hop(hop), "ms": _round(1000 * s)} for hop, s in self.hops[:MAX_HOPS]],
             "recoveries": [one.as_json() for one in self.recoveries[-MAX_RECOVERIES:]],
         }
+
+
+class Doubts:
+    """Who failed this client and has not announced itself anew since.
+
+    A ban is short, since it is a guess, and a dead peer's announcement outlives it: by bans alone
+    its blocks would seem to be served again.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[PeerId, int] = {}
+
+    def update(self, view: View, banned: Collection[PeerId]) -> frozenset[PeerId]:
+        """The peers of `view` in doubt, when `banned` are banned now."""
+        failed = {}
+        for peer in view.peers:
+            known = self._failed.get(peer.peer_id)
+            is_banned = peer.peer_id in banned
+            if is_banned or (known is not None and peer.sequence <= known):
+                failed[peer.peer_id] = peer.sequence if known is None else known
+        self._failed = failed
+        return frozenset(failed)
 
 
 class TokenRate:

@@ -15,6 +15,7 @@ from swarmd.api.swarm_view import (
     SENTENCE,
     WORD,
     AnswerSeen,
+    Doubts,
     ModelSeen,
     RecoverySeen,
     TokenRate,
@@ -74,6 +75,25 @@ def test_coverage_counts_those_that_can_serve() -> None:
     assert model["holes"] == [[4, 6]]
     states = {row["id"]: row["state"] for row in model["peers"]}
     assert states[str(second.peer_id)] == "failing"
+
+
+def test_a_failed_peer_stays_in_doubt_until_it_announces_itself_anew() -> None:
+    def seen(sequence: int, *banned: PeerInfo) -> frozenset[PeerId]:
+        peers = [peer(1, 0, 3, sequence=sequence), peer(2, 3, 6, sequence=7)]
+        view = View.of(peers, 6, model_id=MODEL)
+        return doubts.update(view, {one.peer_id for one in banned})
+
+    doubts, failed = Doubts(), peer(1, 0, 3)
+    assert seen(7) == frozenset()
+    assert seen(7, failed) == {failed.peer_id}
+    assert seen(7) == {failed.peer_id}, "the ban has ended, and nothing was heard"
+    assert seen(8) == frozenset()
+    assert seen(8, failed) == {failed.peer_id}
+    assert seen(9, failed) == {failed.peer_id}, "the ban lasts"
+    assert seen(9) == frozenset(), "it was heard during the ban"
+    seen(9, failed)
+    assert doubts.update(View.of([], 6, model_id=MODEL), ()) == frozenset()
+    assert seen(9) == frozenset(), "who left the view is forgotten"
 
 
 def test_text_of_peers_is_cut_and_printable() -> None:

@@ -10,6 +10,7 @@ const SILENCE = 30000; // ms without any event or comment after which a stream i
 const status = document.getElementById("status");
 const form = document.getElementById("key-form");
 const field = document.getElementById("key");
+let following = false;
 const chat = new Chat(askForKey);
 
 function say(state, text) {
@@ -34,6 +35,8 @@ form.addEventListener("submit", (event) => {
 });
 
 async function follow() {
+  if (following) return;
+  following = true;
   for (;;) {
     const silence = new AbortController();
     let timer = setTimeout(() => silence.abort(), SILENCE);
@@ -49,6 +52,7 @@ async function follow() {
     } catch (error) {
       if (error instanceof Refused && error.status === 401) {
         say("lost", "an API key is needed");
+        following = false;
         askForKey();
         return;
       }

@@ -3,6 +3,7 @@
 import { count, el, route } from "./dom.js";
 import { ask, events, Refused } from "./server.js";
 
+const TEMPERATURE = 0.6; // calmer than the API's 1, at which small models ramble
 const SHORTEST_PAUSE = 300; // ms without a token that are told
 
 export class Chat {
@@ -11,11 +12,18 @@ export class Chat {
   #turns = document.getElementById("turns");
   #send = document.getElementById("send");
   #stop = document.getElementById("stop");
+  #following = true;
   #hint = this.#turns.querySelector(".empty");
 
   constructor(onRefused) {
     this.onRefused = onRefused;
     this.model = null;
+    // Follow the text, unless the reader has scrolled up.
+    this.#turns.addEventListener("scroll", () => {
+      const list = this.#turns;
+      this.#following = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+    });
+    new ResizeObserver(() => this.#follow()).observe(this.#turns);
     const question = document.getElementById("question");
     document.getElementById("ask").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -59,14 +67,16 @@ export class Chat {
       const response = await ask("/v1/chat/completions", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ model: this.model.id, messages, stream: true }),
+        body: JSON.stringify({ model: this.model.id, messages, stream: true, temperature: TEMPERATURE }),
         signal: running.signal,
       });
+      let fact = null;
       let last = null;
       let pause = 0;
       for await (const { data, comment } of events(response)) {
         if (comment?.startsWith("swarmd ")) {
-          this.#tell(turn, JSON.parse(comment.slice(7)), pause);
+          fact = JSON.parse(comment.slice(7));
+          this.#tell(turn, fact, pause);
           continue;
         }
         if (!data || data === "[DONE]") continue;
@@ -75,16 +85,19 @@ export class Chat {
         const piece = chunk.choices[0]?.delta?.content;
         if (!piece) continue;
         const now = performance.now();
-        if (last !== null) pause = Math.max(pause, now - last);
+        const grew = last !== null && now - last > pause;
+        if (grew) pause = now - last;
+        if (grew && fact?.losses) this.#tell(turn, fact, pause);
         last = now;
         said += piece;
-        this.#keepInView(() => turn.text.append(piece));
+        turn.text.append(piece);
+        this.#follow();
       }
     } catch (error) {
       const stopped = error.name === "AbortError";
-      this.#keepInView(() => turn.facts.append(
-        el("p", { class: stopped ? "quiet" : "failed" }, stopped ? "stopped" : `No more came: ${error.message}`),
-      ));
+      const why = stopped ? "stopped" : `No more came: ${error.message}`;
+      turn.facts.append(el("p", { class: stopped ? "quiet" : "failed" }, why));
+      this.#follow();
       if (error instanceof Refused && error.status === 401) this.onRefused();
     } finally {
       turn.box.classList.remove("busy");
@@ -110,7 +123,8 @@ export class Chat {
       lines.push(el("p", { class: "quiet" },
         `Failover cost: ${count(fact.losses, "hop")} replaced, ${count(fact.replayed, "position")} run again${waited}`));
     }
-    this.#keepInView(() => turn.facts.replaceChildren(route(fact.route), ...lines));
+    turn.facts.replaceChildren(route(fact.route), ...lines);
+    this.#follow();
   }
 
   #add(role, who, text) {
@@ -120,15 +134,12 @@ export class Chat {
     };
     turn.box = el("li", { class: `turn ${role}` }, el("span", { class: "who" }, who), turn.text, turn.facts);
     this.#turns.append(turn.box);
-    this.#turns.scrollTop = this.#turns.scrollHeight;
+    this.#following = true;
+    this.#follow();
     return turn;
   }
 
-  // Follow the text, unless the reader has scrolled up.
-  #keepInView(change) {
-    const list = this.#turns;
-    const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-    change();
-    if (atEnd) list.scrollTop = list.scrollHeight;
+  #follow() {
+    if (this.#following) this.#turns.scrollTop = this.#turns.scrollHeight;
   }
 }
