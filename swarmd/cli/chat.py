@@ -22,12 +22,14 @@ from swarmd.cli.options import (
     model_option,
     peer_option,
     quantization_option,
+    route_option,
     state_option,
     swarm_options,
 )
 from swarmd.cli.runtime import ProgressBars, prepare_libraries, set_up_logging, stderr
 from swarmd.invite import Invite
 from swarmd.peers import Address
+from swarmd.routing.edges import Route
 from swarmd.state import StateFolder
 
 __all__ = ["command"]
@@ -40,6 +42,7 @@ class _Request:
     lan: bool
     known: bool
     quantization: str
+    route: Route
     speculate: int | None
     draft: str | None
     state_dir: Path | None
@@ -84,6 +87,7 @@ class _Request:
     help="Wait this long for blocks that nobody serves.",
 )
 @quantization_option
+@route_option
 @speculation_options
 @click.option(
     "--known",
@@ -114,6 +118,7 @@ def command(
     stops: tuple[str, ...],
     wait: float,
     quantization: str,
+    route: Route,
     speculate: int | None,
     draft: str | None,
     known: bool,
@@ -137,8 +142,8 @@ def command(
     set_up_logging(log_format, verbose=verbose, quiet=True)
     check_speculation(speculate, draft)
     request = _Request(
-        model, membership(peers, invites, swarm_key), not no_lan, known, quantization, speculate,
-        draft, state_dir,
+        model, membership(peers, invites, swarm_key), not no_lan, known, quantization, route,
+        speculate, draft, state_dir,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.chat import ChatConfig
@@ -184,6 +189,7 @@ async def _open(request: _Request, sampler: Any, config: Any) -> AsyncIterator[A
             n_blocks=folder.n_blocks,
             bytes_per_token=folder.hidden_size * 4,
             quantization=request.quantization,
+            route=request.route,
         )
         for liar in liars:
             router.convict(liar)

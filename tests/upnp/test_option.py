@@ -18,7 +18,7 @@ def test_no_upnp(
 ) -> None:
     served: list[DaemonConfig] = []
     monkeypatch.setattr(serve, "set_up_logging", lambda *_, **__: None)
-    monkeypatch.setattr(serve, "_serve", served.append)
+    monkeypatch.setattr(serve, "_serve", lambda config, *_: served.append(config))
     monkeypatch.setattr(serve, "run", lambda _work: None)
     done = CliRunner().invoke(serve.command, arguments, env={"SWARMD_NO_UPNP": variable})
     assert done.exit_code == 0, done.output
