@@ -12,6 +12,7 @@ from swarmd.api.counts import ApiCounts
 from swarmd.api.limits import ApiLimits
 from swarmd.api.replies import Choice, Usage
 from swarmd.api.schemas import Ask
+from swarmd.api.swarm_view import AnswerSeen, RecoverySeen
 from swarmd.client.answer import AnswerText
 from swarmd.client.chain_session import ChainSession, SessionConfig
 from swarmd.client.drafting import Drafting, default_longest
@@ -60,9 +61,11 @@ class Answers:
         client: ClientModel,
         host: _Host,
         began: float,
+        number: int,
     ) -> None:
         """`prompts` as token ids, and how many new tokens each may get; `began` is when the request
-        had been read (`time.monotonic`)."""
+        had been read (`time.monotonic`); `number` tells requests apart."""
+        self.number = number
         self._ask = ask
         self._prompts = prompts
         self._lengths = lengths
@@ -113,6 +116,26 @@ class Answers:
         hops = (f"{hop} {1000 * seconds(hop):.1f} ms" for hop in self._sessions[0].chain)
         # a peer's word for its quantization may be any printable text; a header's is ASCII
         return ", ".join(hops).encode("ascii", "backslashreplace").decode("ascii")
+
+    def turn(self) -> object:
+        """Differs from an earlier value once the route is another, or a hop was replaced."""
+        return self._sessions[0].chain, self.recoveries
+
+    def seen(self) -> AnswerSeen:
+        """For the web page: the route of the first answer, and what all of them lost."""
+        seconds = self._host.router.step_seconds
+        every = [session.statistics for session in self._sessions]
+        return AnswerSeen(
+            number=self.number,
+            hops=[(hop, seconds(hop)) for hop in self._sessions[0].chain],
+            tokens=self._completion_tokens,
+            replayed=sum(did.replayed_positions for did in every),
+            recoveries=[
+                RecoverySeen(one.lost, one.by, one.reason, one.position, one.seconds)
+                for did in every
+                for one in did.recoveries
+            ],
+        )
 
     @property
     def ended(self) -> bool:

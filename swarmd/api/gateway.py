@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -51,6 +52,9 @@ class AnyGateway(abc.ABC):
         self.limits = limits or ApiLimits()
         self.counts = ApiCounts()
         self.places = Places(self.limits.concurrent)
+        self.running: list[Answers] = []
+        """In the order in which they began; at most `limits.concurrent`."""
+        self._numbers = itertools.count(1)
         self._threads = threads
         self._clients: dict[str, ClientModel] = {}
         self._loading = asyncio.Lock()
@@ -110,9 +114,15 @@ class AnyGateway(abc.ABC):
             lengths = [self._new_tokens(ask, len(prompt)) for prompt in prompts]
             chain = await choose_chain(self.router)
             client = await self._client(chain.hops[0].peer.dtype)
-            answers = Answers(ask, prompts, lengths, chain, client, self, began)
+            answers = Answers(
+                ask, prompts, lengths, chain, client, self, began, next(self._numbers)
+            )
             async with answers:
-                yield answers
+                self.running.append(answers)
+                try:
+                    yield answers
+                finally:
+                    self.running.remove(answers)
 
     async def _client(self, dtype: str) -> ClientModel:
         """The model's ends in the arithmetic of a chain; another one than before is loaded once."""

@@ -22,11 +22,13 @@ __all__ = ["REQUEST_ID", "guard", "is_loopback", "mark_response"]
 log = logging.getLogger(__name__)
 REQUEST_ID = web.RequestKey("request_id", str)
 _STARTED = web.RequestKey("started", bool)
+GUARDED = ("/v1/", "/metrics", "/swarm")
 _GIVEN_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 def guard(keys: ApiKeys, limits: ApiLimits) -> Middleware:
-    """The middleware. `/metrics`, and paths below `/v1/`, need a key, if there are any.
+    """The middleware. What begins with one of GUARDED needs a key, if there are any; the page's
+    own files do not, and hold nothing.
 
     Without keys only requests for a host of this machine are answered (403): a page in the user's
     browser whose name leads to 127.0.0.1 (DNS rebinding) asks for its own name.
@@ -66,7 +68,7 @@ def guard(keys: ApiKeys, limits: ApiLimits) -> Middleware:
         given = request.headers.get("X-Request-Id", "")
         request[REQUEST_ID] = given if _GIVEN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         try:
-            if request.path.startswith("/v1/") or request.path == "/metrics":
+            if request.path.startswith(GUARDED):
                 admit(request)
             return await handler(request)
         except ApiError as error:

@@ -17,11 +17,14 @@ from swarmd.api.body import read_json
 from swarmd.api.errors import from_swarmd, no_such_model
 from swarmd.api.exposition import Exposition, counting
 from swarmd.api.gateway import AnyGateway
+from swarmd.api.gateway_source import gateway_source
 from swarmd.api.guard import REQUEST_ID, guard, mark_response
 from swarmd.api.keys import ApiKeys
+from swarmd.api.page import page_routes
 from swarmd.api.replies import ChatReply, Choice, CompletionReply, Reply
 from swarmd.api.schemas import Ask, read_chat, read_completion
 from swarmd.api.stream import EventStream
+from swarmd.api.swarm_feed import SwarmFeed
 from swarmd.errors import PortInUse, SwarmdError
 from swarmd.node.readiness import Verdict
 
@@ -30,7 +33,8 @@ __all__ = ["make_app", "serve_api"]
 log = logging.getLogger(__name__)
 SHUTDOWN = 5.0
 """Seconds that running answers have when the server is told to stop."""
-
+ASIDE = "swarmd"
+"""What begins the comments of a stream that say which route it takes, and what was lost."""
 
 Ready = Callable[[], Awaitable[Verdict]]
 
@@ -47,16 +51,22 @@ def make_app(
     `ready` answers `/readyz`, which there is only with it; `collectors` join the metrics.
     """
     api = _Api(gateway)
+    feed = SwarmFeed(gateway_source(gateway), keep_alive=gateway.limits.keep_alive)
     metrics = Exposition([ApiCollector(gateway), *collectors])
     app = web.Application(
         client_max_size=gateway.limits.body,
         middlewares=[counting(gateway.counts), guard(keys or ApiKeys(), gateway.limits)],
     )
     app.on_response_prepare.append(mark_response)
+    app.cleanup_ctx.append(feed.lifetime)
+    app.on_shutdown.append(feed.close)
     app.add_routes(
         [
             web.get("/healthz", api.health),
             web.get("/metrics", metrics.answer),
+            web.get("/swarm", feed.once),
+            web.get("/swarm/events", feed.events),
+            *page_routes(),
             web.get("/v1/models", api.models),
             web.get("/v1/models/{model:.+}", api.model),
             web.post("/v1/chat/completions", api.chat),
@@ -202,6 +212,8 @@ class _Api:
         stream.response.headers["X-Swarmd-Route"] = answers.route()
         try:
             await stream.open()
+            turn = answers.turn()
+            await stream.aside(ASIDE, answers.seen().as_json())
             try:
                 for index in range(ask.choices):
                     if (opening := reply.opening(index)) is not None:
@@ -209,7 +221,11 @@ class _Api:
                 while not answers.ended:
                     while not await answers.wait(limits.keep_alive):
                         await stream.keep_alive()
-                    await stream.send(_with_usage(reply.chunk(await answers.take()), ask))
+                    piece = await answers.take()
+                    if turn != (turn := answers.turn()):
+                        await stream.aside(ASIDE, answers.seen().as_json())
+                    await stream.send(_with_usage(reply.chunk(piece), ask))
+                await stream.aside(ASIDE, answers.seen().as_json())
                 if ask.include_usage:
                     await stream.send(reply.last_chunk(answers.usage))
             except SwarmdError as error:

@@ -39,6 +39,10 @@ class EventStream:
         """A comment, which clients skip."""
         await self._write(": keep-alive\n\n")
 
+    async def aside(self, name: str, fact: dict[str, Any]) -> None:
+        """A comment that a program may read, and that clients of OpenAI's API skip."""
+        await self._write(f": {name} {json.dumps(fact)}\n\n")  # JSON has no line ends
+
     async def done(self) -> None:
         """OpenAI's mark of the end."""
         await self._write("data: [DONE]\n\n")

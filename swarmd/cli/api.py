@@ -138,6 +138,8 @@ def command(
     """Offer a model of the swarm to OpenAI clients: an HTTP API on this machine.
 
     \b
+    /                                                   a page: the swarm, and a chat
+    /swarm, /swarm/events                               what the page shows, as JSON
     /v1/chat/completions, /v1/completions, /v1/models   as OpenAI's
     /metrics                                            for Prometheus
     /healthz                                            whether the server runs

@@ -182,8 +182,9 @@ def _http_address(
     "--http",
     metavar="[HOST:]PORT",
     callback=_http_address,
-    help="Serve HTTP from within the node: /metrics, /healthz, /readyz, and the API of swarmd api. "
-    "Port 0 takes a free one; hosts other than this machine need API keys. [default: no HTTP]",
+    help="Serve HTTP from within the node: a page at /, /metrics, /healthz, /readyz, and the API "
+    "of swarmd api. Port 0 takes a free one; hosts other than this machine need API keys. "
+    "[default: no HTTP]",
 )
 @api_key_options
 @state_option

@@ -44,15 +44,26 @@ def save_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    path = save_tiny("llama", tmp_path_factory.mktemp("api") / "tiny", vocab_size=259)
+def save_model(path: Path, **fields: Any) -> ModelFolder:
+    save_tiny("llama", path, vocab_size=259, **fields)
     save_tokenizer(path)
     # random weights would end an answer at any token
     for name in ("config.json", "generation_config.json"):
         fields = json.loads((path / name).read_text())
         (path / name).write_text(json.dumps({**fields, "eos_token_id": 2}))
     return open_folder(path)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return save_model(tmp_path_factory.mktemp("api") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def long_swarm(tmp_path_factory: pytest.TempPathFactory) -> LocalSwarm:
+    """Of a model whose answers take some seconds."""
+    path = tmp_path_factory.mktemp("api-long") / "tiny"
+    return LocalSwarm(save_model(path, max_position_embeddings=4096))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,17 @@ def test_a_node_loads_serves_and_leaves(
             assert status == 503 and "loading" in why
             status, why = await seen.get("/v1/models")
             assert status == 503 and "starting" in why
+            status, swarm = await seen.get("/swarm")
+            assert status == 200 and json.loads(swarm)["models"] == []
+            assert (await seen.get("/"))[0] == 200
             assert (await seen.samples())["swarmd_node_ready",] == 0
 
             running = asyncio.ensure_future(daemon.run())
             await daemon.ready.wait()
             assert await seen.get("/readyz") == (200, '{"status": "ready"}')
             assert (await seen.get("/v1/models"))[0] == 200
+            (model,) = json.loads((await seen.get("/swarm"))[1])["models"]
+            assert (model["holes"], model["peers_live"]) == ([], 1)
             before = await seen.samples()
             assert before["swarmd_node_ready",] == 1
             assert before["swarmd_node_sessions_total",] == 0
