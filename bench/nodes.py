@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -140,6 +141,17 @@ def _end_with_parent() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that is free by TCP and UDP, and that no system hands out by itself.
+
+    Below the ephemeral ports (RFC 6056, section 2.1; Linux begins at 32768), so that nobody who
+    binds to port 0 gets it between the answer and its use.
+    """
+    while True:
+        number = random.randrange(20_000, 30_000)
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            try:
+                stream.bind(("127.0.0.1", number))
+                datagrams.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            return number

@@ -38,10 +38,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_port_is_free_only_for_both(kind: int, tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
     with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind(("127.0.0.1", 0))
+        number = free_port()
+        taken.bind(("127.0.0.1", number))
         if kind == socket.SOCK_STREAM:
             taken.listen()
-        number = taken.getsockname()[1]
         found, free = checkup.port(DaemonConfig(port=number), state)
         assert (found.level, free) == (Level.FAIL, None)
         assert "--port" in found.remedy
