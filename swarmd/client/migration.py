@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from swarmd.client.chain_session import ChainSession
 from swarmd.routing.precopy import Precopy
@@ -89,15 +89,28 @@ class Migration:
         Raises NotWorthIt when it takes longer than `seconds`, disturbs the session, is not as fast
         as it seemed, or when anything fails on the new chain; and what `ChainSession.step` raises.
         """
+        async with self._within(seconds):
+            await self._run()
+
+    async def cross(self, start: int, data: bytes, tokens: int, seconds: float) -> bytes:
+        """The session's step on the new chain, within `seconds`; `run` has been cancelled. Raises
+        NotWorthIt, and what `ChainSession.step` raises."""
+        async with self._within(seconds):
+            return await self.session.step(start, data, tokens)
+
+    @contextlib.asynccontextmanager
+    async def _within(self, seconds: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(seconds) as self._limit:
-                await self._run()
-            if self.trouble is not None:
-                raise NotWorthIt(self.trouble)
+            async with asyncio.timeout(seconds) as limit:
+                self._limit = limit
+                yield
         except TimeoutError as error:
             raise NotWorthIt(self.trouble or f"it took longer than {seconds:.0f} s") from error
         finally:
-            self._limit = None
+            if self._limit is limit:
+                self._limit = None
+        if self.trouble is not None:
+            raise NotWorthIt(self.trouble)
 
     async def _run(self) -> None:
         await self.session.__aenter__()

@@ -40,9 +40,6 @@ __all__ = ["MovingSession"]
 
 log = logging.getLogger(__name__)
 
-VIEW_AGE = 10.0
-"""Seconds after which a look has the announcements fetched anew. A node announces itself when it
-joins, and once a minute."""
 DECODE_TOKENS = 8
 """Steps of up to so many positions say how fast a chain decodes."""
 IDLE_SECONDS = 1.0
@@ -76,8 +73,10 @@ class MovingSession:
         self._owned: set[ChainSession] = set()  # those that are to be closed at the end
         self._background: asyncio.Task[None] | None = None
         self._migration: Migration | None = None
-        rng = random.Random()
-        self._replanning = Replanning(replanning or ReplanConfig(), router.clock.monotonic(), rng)
+        self._replan_config = replanning or ReplanConfig()
+        self._replanning = Replanning(
+            self._replan_config, router.clock.monotonic(), random.Random()
+        )
         self._held = 0
         self._used = 0  # calls under way
         self._used_at = time.monotonic()
@@ -218,7 +217,8 @@ class MovingSession:
         """The chain to move to, and the seconds that the replay will take; None to stay."""
         router = self._router
         try:
-            await router.refresh(newer_than=router.clock.monotonic() - VIEW_AGE)
+            age = self._replan_config.view_age
+            await router.refresh(newer_than=router.clock.monotonic() - age)
         except SwarmdError as error:
             log.info("the announcements cannot be read now: %s", error)
         found = None
@@ -285,10 +285,9 @@ class MovingSession:
         missing = self._session.inputs(first, start)
         limit = 2.0 + 8 * self._price(migration.session.chain, start - first + tokens).seconds
         try:
-            async with asyncio.timeout(limit):
-                output = await migration.session.step(first, missing + data, start - first + tokens)
-        except (TimeoutError, SwarmdError) as error:
-            self._drop(migration, str(error) or f"no answer within {limit:.1f} s")
+            output = await migration.cross(first, missing + data, start - first + tokens, limit)
+        except (NotWorthIt, SwarmdError) as error:
+            self._drop(migration, str(error))
             return None
         except BaseException:
             self._drop(migration, "the step was cancelled")

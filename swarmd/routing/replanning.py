@@ -55,6 +55,9 @@ class ReplanConfig:
     """Saved in each step at least: a reader does not notice less."""
     looks: int = 2
     """In a row that have to see something better: a hiccup is over by then."""
+    view_age: float = 10.0
+    """A look has older announcements fetched anew. A node announces itself when it joins, and once
+    a minute."""
     rest: float = 10.0
     """After a move; doubled by each further one, and by each that was dropped."""
     longest_rest: float = 320.0
