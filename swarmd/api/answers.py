@@ -180,6 +180,7 @@ class Answers:
             counts, did = self._host.counts, session.statistics
             counts.recoveries += len(did.recoveries)
             counts.replayed_positions += did.replayed_positions
+            counts.moves += len(did.moves)
 
     async def _decode(self, index: int, session: MovingSession) -> Choice:
         """Give out the pieces of an answer; returns the one that ends it."""

@@ -283,7 +283,7 @@ class MovingSession:
         self._stop_preparing()
         first = migration.precopy.done
         missing = self._session.inputs(first, start)
-        limit = 2.0 + 8 * self._price(migration.session.chain, start - first + tokens).seconds
+        limit = 1.0 + 8 * self._price(migration.session.chain, start - first + tokens).seconds
         try:
             output = await migration.cross(first, missing + data, start - first + tokens, limit)
         except (NotWorthIt, SwarmdError) as error:

@@ -92,6 +92,7 @@ class Replanning:
         self._seen = 0
         self._left_out = math.inf  # what predictions leave out, at most
         self._rest = config.rest
+        self._not_before = -math.inf
         self._pause(now, config.look_every)
 
     @property
@@ -185,4 +186,5 @@ class Replanning:
         self._state = _State.WATCHING
 
     def _pause(self, now: float, seconds: float) -> None:
-        self._not_before = now + seconds * self._rng.uniform(1.0, 1.5)
+        until = now + seconds * self._rng.uniform(1.0, 1.5)
+        self._not_before = max(self._not_before, until)

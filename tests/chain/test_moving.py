@@ -253,7 +253,7 @@ def test_cut_backs_during_the_move_change_nothing(
     """Steps of one to four tokens that begin anywhere, as of wrong drafts and of beams."""
     rng = random.Random(5)
     steps, held = [], 0
-    for _ in range(60):
+    for _ in range(45):
         start = max(0, held - (40 if held > 60 else rng.choice([0, 0, 0, 1, 3, 9])))
         held = start + rng.randint(1, 4)
         steps.append((start, [rng.randrange(3, 60) for _ in range(held - start)]))
