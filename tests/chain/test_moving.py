@@ -174,21 +174,29 @@ def test_an_answer_moves_to_a_faster_chain(
 
 
 @pytest.mark.parametrize(
-    "config", [SessionConfig(replan=False), SessionConfig(checks=CheckConfig(0.01))]
+    ("config", "dtype", "moves"),
+    [
+        (SessionConfig(replan=False), "float32", False),
+        (SessionConfig(replan=True, checks=CheckConfig(0.01)), "float32", False),
+        (SessionConfig(), "bfloat16", False),
+        (SessionConfig(replan=True), "bfloat16", True),
+    ],
 )
-def test_who_does_not_want_to_move_or_is_checked_stays(
-    slow_swarm: LocalSwarm,
-    ends: ModelEnds,
-    run_async: Runner,
-    config: SessionConfig,
+def test_who_may_move(
+    folder: ModelFolder, run_async: Runner, config: SessionConfig, dtype: str, moves: bool
 ) -> None:
+    ends = ModelEnds(folder, dtype=dtype)
+
     async def work() -> None:
-        async with scene(slow_swarm, ends) as here, here.session(config) as session:
+        swarm = LocalSwarm(folder, dtype=dtype)
+        for span in SPANS:
+            slow_down(swarm._load(span, "none"), SLOW)
+        async with scene(swarm, ends) as here, here.session(config) as session:
             here.announce()
-            for position in range(12):
+            for position in range(20):
                 await forward(ends, session, [5], position)
-            assert here.fast[0].info.peer_id not in {hop.peer.peer_id for hop in session.chain}
-            assert not session.statistics.moves
+                await asyncio.sleep(0)
+            assert bool(session.statistics.moves) is moves
 
     run_async(work())
 
