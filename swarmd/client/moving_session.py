@@ -30,7 +30,7 @@ from swarmd.client.spot_checks import SpotChecks
 from swarmd.errors import NoRoute, SwarmdError
 from swarmd.peers import Arithmetic
 from swarmd.routing.chain import Chain, Hop
-from swarmd.routing.precopy import Precopy
+from swarmd.routing.precopy import Precopy, PrecopyConfig
 from swarmd.routing.price import Price, chain_price
 from swarmd.routing.replanning import Offer, ReplanConfig, Replanning
 from swarmd.tasks import TaskOwner
@@ -231,8 +231,9 @@ class MovingSession:
         if chain is not None and _hops(chain.hops) != _hops(self.chain):
             tokens = self._replanning.step_tokens
             other = self._price(chain.hops, tokens)
-            size = Precopy(self._held, 0.0).chunk
-            replay = self._price(chain.hops, size).seconds * (1 + self._held // size)
+            size = PrecopyConfig().chunk
+            chunks = 1 + self._held // size
+            replay = 2 * chunks * self._price(chain.hops, size).seconds  # half of it are pauses
             if not other.penalty:
                 found = Offer(self._price(self.chain, tokens).seconds, other.seconds, replay)
         left, now = self.max_length - self._held, router.clock.monotonic()

@@ -66,7 +66,7 @@ class ReplanConfig:
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What a look found, in predicted seconds: a step on the present chain, one on the best other
-    chain, and the replay of all positions there."""
+    chain, and until all positions are replayed there."""
 
     present: float
     other: float
