@@ -144,7 +144,7 @@ async def scene(swarm: LocalSwarm, ends: ModelEnds, fast: int = 1) -> AsyncItera
     async with swarm.running([*SPANS, *[Span(0, 6)] * fast]):
         here = Scene(swarm, ends)
         for peer in here.fast:
-            peer.decode_us = 300
+            peer.decode_us, peer.prefill_us = 300, 50
         yield here
         await here.no_sessions()
 
