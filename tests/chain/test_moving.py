@@ -164,7 +164,7 @@ def test_an_answer_moves_to_a_faster_chain(
             assert move.replayed >= len(PROMPT) + 6
             assert session.story == (str(move),)
             # what ran in the background is none of the answer's own steps
-            assert session.statistics.decode_steps < TOKENS
+            assert TOKENS - 3 <= session.statistics.decode_steps < TOKENS
             assert not session.statistics.recoveries
             end = len(PROMPT) + TOKENS - 1
             ((first, states),) = await session.boundaries(0, end)
@@ -193,7 +193,7 @@ def test_who_may_move(
             slow_down(swarm._load(span, "none"), SLOW)
         async with scene(swarm, ends) as here, here.session(config) as session:
             here.announce()
-            for position in range(20):
+            for position in range(14):
                 await forward(ends, session, [5], position)
                 await asyncio.sleep(0)
             assert bool(session.statistics.moves) is moves
@@ -244,7 +244,7 @@ def test_who_is_slower_than_announced_is_found_out_before_the_move(
     async def work() -> None:
         swarm = LocalSwarm(folder)
         for span in (*SPANS, Span(0, 6)):
-            slow_down(swarm._load(span, "none"), SLOW * 4 if len(span) == 6 else SLOW)
+            slow_down(swarm._load(span, "none"), SLOW * 12 if len(span) == 6 else SLOW)
         async with scene(swarm, ends) as here, here.session() as session:
             here.announce()
             assert await here.answer(session) == expected
@@ -261,7 +261,7 @@ def test_cut_backs_during_the_move_change_nothing(
     """Steps of one to four tokens that begin anywhere, as of wrong drafts and of beams."""
     rng = random.Random(5)
     steps, held = [], 0
-    for _ in range(45):
+    for _ in range(38):
         start = max(0, held - (40 if held > 60 else rng.choice([0, 0, 0, 1, 3, 9])))
         held = start + rng.randint(1, 4)
         steps.append((start, [rng.randrange(3, 60) for _ in range(held - start)]))
