@@ -74,6 +74,7 @@ bench: setup ## all benchmarks; tables here, JSON in bench/results/
 	$(BIN)/python -m bench.failures --p 1e-3
 	$(BIN)/python -m bench.failures --p 1e-2
 	$(BIN)/python -m bench.metrics
+	$(BIN)/python -m bench.replan
 	$(BIN)/python -m bench.first_token
 
 soak: setup ## an hour of sessions that grow, cut back, hang, vanish (SOAK_SECONDS=... for less)

@@ -4,8 +4,9 @@ As in the table on failures of Petals' paper (Borzunov et al. 2023), each transf
 with probability p. Here a transfer is what a step sends to one hop. That one is lost on its way,
 and all connections of that node are reset by a proxy in front of it: its sessions and their caches
 are gone, so another holder of its blocks has to replay them, or (`--standby`) held them ready. The
-node itself goes on and may be taken again at once; bans are those of the product. Each half of the model has two holders, on
-loopback. Rounds without and with failures are paired, and all their answers must be equal.
+node itself goes on and may be taken again at once; bans are those of the product. Each half of the
+model has two holders, on loopback. Rounds without and with failures are paired, and all their
+answers must be equal.
 
 The cost of keeping the history is what its calls take in one step (one append at each hop boundary,
 each after the cut with which a step begins), timed by themselves, over the median step of p = 0.

@@ -71,6 +71,7 @@ class LocalPeer:
         self.connections: set[Connection] = set()
         self.alive = True
         self.decode_us = 1000
+        self.prefill_us = 500
         self.hiding: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -156,7 +157,7 @@ class LocalPeer:
             span=self.engine.blocks.span,
             state=PeerState.ONLINE,
             decode_us=self.decode_us,
-            prefill_us=500,
+            prefill_us=self.prefill_us,
             kv_free=self.engine.kv_free,
             dtype=self.engine.blocks.dtype,
             quantization=self.engine.blocks.quantization,

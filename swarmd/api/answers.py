@@ -14,13 +14,14 @@ from swarmd.api.replies import Choice, Usage
 from swarmd.api.schemas import Ask
 from swarmd.api.swarm_view import AnswerSeen, RecoverySeen
 from swarmd.client.answer import AnswerText
-from swarmd.client.chain_session import ChainSession, SessionConfig
 from swarmd.client.drafting import Drafting, default_longest
 from swarmd.client.generate import decode_tokens
 from swarmd.client.loading import ClientModel
+from swarmd.client.moving_session import MovingSession
 from swarmd.client.router import Router
 from swarmd.client.sampling import SamplingConfig
 from swarmd.client.scored_sampling import ScoredSampler
+from swarmd.client.session_config import SessionConfig
 from swarmd.errors import SwarmdError
 from swarmd.routing.chain import Chain
 from swarmd.tasks import TaskOwner
@@ -38,6 +39,7 @@ class _Host(Protocol):
 
     limits: ApiLimits
     counts: ApiCounts
+    replan: bool | None
 
     @property
     def router(self) -> Router: ...
@@ -78,13 +80,13 @@ class Answers:
         self._left = ask.choices
         self._completion_tokens = 0
         self._sessions = [
-            ChainSession(
+            MovingSession(
                 host.router,
                 host.pool,
                 chain,
                 hidden_size=client.folder.hidden_size,
                 max_length=len(prompts[index // ask.n]) + lengths[index // ask.n],
-                config=SessionConfig(busy_patience=host.limits.busy_patience),
+                config=SessionConfig(busy_patience=host.limits.busy_patience, replan=host.replan),
             )
             for index in range(ask.choices)
         ]
@@ -166,7 +168,7 @@ class Answers:
         self._left -= piece.finish_reason is not None
         return piece
 
-    async def _answer(self, index: int, session: ChainSession) -> None:
+    async def _answer(self, index: int, session: MovingSession) -> None:
         try:
             async with session:
                 await session.open_links()
@@ -178,8 +180,9 @@ class Answers:
             counts, did = self._host.counts, session.statistics
             counts.recoveries += len(did.recoveries)
             counts.replayed_positions += did.replayed_positions
+            counts.moves += len(did.moves)
 
-    async def _decode(self, index: int, session: ChainSession) -> Choice:
+    async def _decode(self, index: int, session: MovingSession) -> Choice:
         """Give out the pieces of an answer; returns the one that ends it."""
         ask, prompt = self._ask, self._prompts[index // self._ask.n]
         limit = self._lengths[index // ask.n]

@@ -60,6 +60,11 @@ class ApiCollector(Collector):
             "Positions that were run again for a replaced hop, in answers that have ended.",
             counts.replayed_positions,
         )
+        yield counter(
+            "swarmd_client_moves",
+            "Moves to a better chain, in answers that have ended.",
+            counts.moves,
+        )
         with contextlib.suppress(ApiError):  # of a node that has not joined yet
             router = self._gateway.router
             yield counter(

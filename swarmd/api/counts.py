@@ -25,6 +25,8 @@ class ApiCounts:
     recoveries: int = 0
     """Hops that were lost and replaced in answers that have ended."""
     replayed_positions: int = 0
+    moves: int = 0
+    """To a better chain, in answers that have ended."""
     broken_streams: int = 0
     """Streams that ended with an error event after their status was sent."""
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN))

@@ -48,8 +48,15 @@ class AnyGateway(abc.ABC):
     another, so that the event loop goes on while they compute.
     """
 
-    def __init__(self, limits: ApiLimits | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: ApiLimits | None = None,
+        threads: int | None = None,
+        replan: bool | None = None,
+    ) -> None:
+        """`replan`: as in :class:`SessionConfig`."""
         self.limits = limits or ApiLimits()
+        self.replan = replan
         self.counts = ApiCounts()
         self.places = Places(self.limits.concurrent)
         self.running: list[Answers] = []
@@ -174,8 +181,9 @@ class Gateway(AnyGateway):
         *,
         limits: ApiLimits | None = None,
         threads: int | None = None,
+        replan: bool | None = None,
     ) -> None:
-        super().__init__(limits, threads)
+        super().__init__(limits, threads, replan)
         self._ground = Ground(folder, pool, router)
 
     def ground(self) -> Ground:

@@ -17,6 +17,7 @@ from swarmd.cli.options import (
     log_options,
     model_option,
     peer_option,
+    replan_option,
     route_option,
     state_option,
     swarm_options,
@@ -43,6 +44,7 @@ class _Request:
     lan: bool
     quantization: str
     route: Route
+    replan: bool | None
     known: bool
     threads: int | None
     state_dir: Path | None
@@ -101,6 +103,7 @@ class _Request:
     help="Peers to use, by their weights; as in swarmd generate.",
 )
 @route_option
+@replan_option
 @click.option(
     "--known",
     is_flag=True,
@@ -129,6 +132,7 @@ def command(
     chat_tokens: int,
     quantization: str,
     route: Route,
+    replan: bool | None,
     known: bool,
     threads: int | None,
     state_dir: Path | None,
@@ -163,7 +167,7 @@ def command(
     )
     request = _Request(
         host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, route,
-        known, threads, state_dir,
+        replan, known, threads, state_dir,
     )  # fmt: skip
     run(_until_signal(request, keys, limits))
 
@@ -207,7 +211,10 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
             quantization=request.quantization,
             route=request.route,
         )
-        gateway = Gateway(folder, pool, router, limits=limits, threads=request.threads)
+        gateway = Gateway(
+            folder, pool, router,
+            limits=limits, threads=request.threads, replan=request.replan,
+        )  # fmt: skip
         collectors = [DhtCollector(lambda: swarm.directory)]
         async with (
             gateway,

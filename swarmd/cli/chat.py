@@ -22,6 +22,7 @@ from swarmd.cli.options import (
     model_option,
     peer_option,
     quantization_option,
+    replan_option,
     route_option,
     state_option,
     swarm_options,
@@ -88,6 +89,7 @@ class _Request:
 )
 @quantization_option
 @route_option
+@replan_option
 @speculation_options
 @click.option(
     "--known",
@@ -119,6 +121,7 @@ def command(
     wait: float,
     quantization: str,
     route: Route,
+    replan: bool | None,
     speculate: int | None,
     draft: str | None,
     known: bool,
@@ -152,7 +155,7 @@ def command(
 
     StopWatch(stops)  # refuses an empty one before anything is loaded
     sampler = Sampler(SamplingConfig(temperature, top_k, top_p, repetition_penalty, seed))
-    config = ChatConfig(context, max_new_tokens, stops, wait, threads)
+    config = ChatConfig(context, max_new_tokens, stops, wait, threads, replan)
     history = StateFolder(state_dir).chat_history
     with LoopThread(lambda: _open(request, sampler, config)) as loop:
         loop.value.dialogue.system = system

@@ -22,6 +22,7 @@ from swarmd.cli.options import (
     model_option,
     peer_option,
     quantization_option,
+    replan_option,
     route_option,
     state_option,
     swarm_options,
@@ -53,6 +54,7 @@ class Request:
     verify: float
     quantization: str
     route: Route
+    replan: bool | None
     speculate: int | None
     draft: str | None
     as_json: bool
@@ -96,6 +98,7 @@ class Request:
 )
 @quantization_option
 @route_option
+@replan_option
 @speculation_options
 @click.option(
     "--known",
@@ -130,6 +133,7 @@ def command(
     verify: float,
     quantization: str,
     route: Route,
+    replan: bool | None,
     speculate: int | None,
     draft: str | None,
     known: bool,
@@ -161,8 +165,8 @@ def command(
         prompt = sys.stdin.read()
     request = Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, quantization, route, speculate, draft, as_json, threads,
-        state_dir, known,
+        chat, system, wait, verify, quantization, route, replan, speculate, draft, as_json,
+        threads, state_dir, known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -188,11 +192,12 @@ async def _interruptible(request: Request, sampling: Any) -> int:
 async def _generate(request: Request, sampling: Any) -> None:
     from swarmd.client.agreement import check_supported
     from swarmd.client.answer import AnswerText
-    from swarmd.client.chain_session import ChainSession, SessionConfig
     from swarmd.client.evidence import EvidenceFile
     from swarmd.client.generate import GenerationTimes, Withdrawn, decode_events
     from swarmd.client.loading import load_client, resolve_client_folder
+    from swarmd.client.moving_session import MovingSession
     from swarmd.client.sampling import Sampler
+    from swarmd.client.session_config import SessionConfig
     from swarmd.client.spot_checks import CheckConfig
     from swarmd.client.swarm import SwarmClient, choose_chain
     from swarmd.client.text import StopWatch
@@ -248,7 +253,7 @@ async def _generate(request: Request, sampling: Any) -> None:
                 sys.stdout.write(text)
                 sys.stdout.flush()
 
-        session = ChainSession(
+        session = MovingSession(
             router,
             pool,
             chain,
@@ -257,6 +262,7 @@ async def _generate(request: Request, sampling: Any) -> None:
             config=SessionConfig(
                 wait=request.wait,
                 checks=CheckConfig(request.verify, keep=evidence.async_record, own=own),
+                replan=request.replan,
             ),
             on_story=_note,
         )

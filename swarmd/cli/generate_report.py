@@ -57,6 +57,16 @@ def report(
                         }
                         for recovery in recoveries
                     ],
+                    "moves": [
+                        {
+                            "to": [str(hop) for hop in move.after],
+                            "position": move.position,
+                            "replayed": move.replayed,
+                            "step_seconds_before": round(move.seconds_before, 5),
+                            "step_seconds_after": round(move.seconds_after, 5),
+                        }
+                        for move in session.statistics.moves
+                    ],
                     "replayed_positions": session.statistics.replayed_positions,
                     "speculation": _speculation(drafting),
                     "verification": _verification(session, request.verify),

@@ -23,6 +23,7 @@ __all__ = [
     "model_option",
     "peer_option",
     "quantization_option",
+    "replan_option",
     "route_option",
     "state_option",
     "swarm_key_option",
@@ -88,6 +89,15 @@ def route_option(command: F) -> F:
         show_default=True,
         help="Whether peers of a chain forward to one another (ring) or each answers the client "
         "(hub). auto: a ring, but for links that are longer than the way by the client.",
+    )(command)
+
+
+def replan_option(command: F) -> F:
+    return click.option(
+        "--replan/--no-replan",
+        default=None,
+        help="Move to a clearly better chain in the middle of an answer, or never. "
+        "[default: where peers compute in float32]",
     )(command)
 
 

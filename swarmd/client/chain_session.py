@@ -121,6 +121,15 @@ class ChainSession:
         """What went wrong so far, in order."""
         return tuple(self._story)
 
+    def stand_by(self, wanted: bool) -> None:
+        """Whether from now on a second peer for each hop is to hold a ready cache."""
+        self._spares.standby = wanted
+
+    def inputs(self, start: int, end: int) -> bytes:
+        """The hidden states that entered the chain at positions `[start, end)`: raw bytes, also
+        during a step. Raises IndexError for positions that no step had."""
+        return self._inputs[self._machine.hops[0][0]].read(start, end)
+
     async def boundaries(self, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
         """The hidden states that entered each hop at positions `[start, end)` of what is complete:
         the hop's first block, and raw bytes. Waits for what a ring's hops have still to tell, and
@@ -137,16 +146,19 @@ class ChainSession:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        closed = False
         try:
             await self._owner.close()
             if self.checks is not None:
                 await self.checks.close()
             closing = [link.close() for link in self._links.values()]
-            closing.append(self._spares.close(cleanly=True))
+            closing.append(self._spares.close())
             await asyncio.gather(*closing, return_exceptions=True)
+            closed = True
         finally:
+            self._spares.abort()
             for link in self._links.values():
-                if exc[0] is not None:
+                if exc[0] is not None or not closed:
                     link.abort()
             self._links.clear()
 

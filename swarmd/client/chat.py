@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from swarmd.client.answer import AnswerText
-from swarmd.client.chain_session import ChainSession, SessionConfig
 from swarmd.client.dialogue import Dialogue
 from swarmd.client.drafting import Drafting
 from swarmd.client.generate import GenerationTimes, decode_tokens
 from swarmd.client.loading import ClientModel, load_client
+from swarmd.client.moving_session import MovingSession
 from swarmd.client.router import Router
 from swarmd.client.sampling import Sampler
-from swarmd.client.session_config import Recovery
+from swarmd.client.session_config import Recovery, SessionConfig
 from swarmd.client.swarm import choose_chain
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.errors import UsageError
@@ -38,6 +38,8 @@ class ChatConfig:
     stops: tuple[str, ...] = ()
     wait: float = 0.0
     threads: int | None = None
+    replan: bool | None = None
+    """As in :class:`SessionConfig`."""
 
 
 @dataclass(slots=True)
@@ -74,8 +76,8 @@ class Chat:
         self._tell = tell
         self._clock = clock
         self._context = min(config.context, folder.max_positions)
-        self._session: ChainSession | None = None
-        self._told = 0
+        self._session: MovingSession | None = None
+        self._told = self._told_moves = 0
         self._used = clock()
         self._chain: Chain | None = None
         self.new_drafting: Callable[[], Drafting | None] = lambda: None
@@ -120,7 +122,7 @@ class Chat:
         that raised or was cancelled, leaves the dialogue as it was.
 
         Raises UsageError when the context has no room for it, or for what the template refuses;
-        and what :meth:`ChainSession.step` raises.
+        and what :meth:`MovingSession.step` raises.
         """
         if self._clock() - self._used > IDLE_LIMIT:
             await self.close()
@@ -173,42 +175,44 @@ class Chat:
         self.dialogue.answered(said, prompt, answer.text, answer.token_ids)
         return answered
 
-    async def _opened(self) -> ChainSession:
+    async def _opened(self) -> MovingSession:
         if self._session is not None:
             return self._session
         chain, self._chain = self._chain or await self._choose(), None
         if chain.hops[0].peer.dtype != self.client.ends.dtype:
             self.client = await self._load(chain)
-        session = ChainSession(
+        session = MovingSession(
             self._router,
             self._pool,
             chain,
             hidden_size=self._folder.hidden_size,
             max_length=self._context,
-            config=SessionConfig(wait=self._config.wait),
+            config=SessionConfig(wait=self._config.wait, replan=self._config.replan),
         )
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(session)
             await session.open_links()
             stack.pop_all()
-        self._session, self._told = session, 0
+        self._session, self._told, self._told_moves = session, 0, 0
         self._tell("Route found: " + " ".join(map(str, session.chain)))
         self._tell_recoveries(session)
         return session
 
     @contextlib.asynccontextmanager
-    async def _telling(self, session: ChainSession) -> AsyncIterator[None]:
+    async def _telling(self, session: MovingSession) -> AsyncIterator[None]:
         try:
             yield
         finally:
             self._tell_recoveries(session)
 
-    def _tell_recoveries(self, session: ChainSession) -> None:
-        """A line for each hop that was replaced since the last call."""
-        recoveries = session.statistics.recoveries
-        for recovery in recoveries[self._told :]:
+    def _tell_recoveries(self, session: MovingSession) -> None:
+        """A line for each hop that was replaced, and for each move, since the last call."""
+        did = session.statistics
+        for recovery in did.recoveries[self._told :]:
             self._tell(_line(recovery))
-        self._told = len(recoveries)
+        for move in did.moves[self._told_moves :]:
+            self._tell(str(move))
+        self._told, self._told_moves = len(did.recoveries), len(did.moves)
 
 
 def _line(recovery: Recovery) -> str:

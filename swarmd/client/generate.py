@@ -11,9 +11,9 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from swarmd.client.chain_session import ChainSession
 from swarmd.client.drafting import Draft, Drafting
 from swarmd.client.sampling import Sampler
+from swarmd.client.session import Session
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import OutputWithdrawn, UsageError
 
@@ -57,7 +57,7 @@ class GenerationTimes:
 
 async def forward(
     ends: ModelEnds,
-    session: ChainSession,
+    session: Session,
     token_ids: list[int],
     start: int,
     run: Run = run_here,
@@ -71,7 +71,7 @@ async def forward(
 
 async def forward_last(
     ends: ModelEnds,
-    session: ChainSession,
+    session: Session,
     token_ids: list[int],
     start: int,
     count: int,
@@ -101,7 +101,7 @@ class Withdrawn:
 
 async def decode_events(
     ends: ModelEnds,
-    session: ChainSession,
+    session: Session,
     prompt_ids: list[int],
     sampler: Sampler,
     *,
@@ -190,7 +190,7 @@ async def decode_events(
 
 async def decode_tokens(
     ends: ModelEnds,
-    session: ChainSession,
+    session: Session,
     prompt_ids: list[int],
     sampler: Sampler,
     *,

@@ -100,6 +100,9 @@ class Router:
         self._prefill_us: dict[PeerId, float] = {}
         self._fetched_at: float | None = None
         self._fetching = asyncio.Lock()
+        self.moving = asyncio.Lock()
+        """Held by the session that moves to another chain: one at a time, so that the others see
+        by its steps what the new chain is worth, and do not all run there."""
         self._failed_sequence: dict[PeerId, int] = {}
 
     async def refresh(self, *, newer_than: float | None = None, probe: bool = True) -> None:
@@ -149,16 +152,19 @@ class Router:
         kv_needed: int = 0,
         without: Set[PeerId] = frozenset(),
         pardoned: Set[PeerId] = frozenset(),
+        jitter: bool = True,
     ) -> Chain:
         """The cheapest chain over `span` (default: all blocks) of peers that compute in
         `arithmetic` (default: the one that is cheapest); if `mixed`, in its dtype and with any
-        quantization (default: what this router's `quantization` prefers).
+        quantization (default: what this router's `quantization` prefers). With `jitter` clients
+        spread over chains that cost nearly the same.
 
         Never takes peers of `without`; takes banned ones only if they are `pardoned`. Raises
         NoRoute.
         """
         query = self._query(span or Span(0, self.view.n_blocks), kv_needed)
-        query = replace(query, banned=(query.banned - pardoned) | without, rng=self._rng)
+        rng = self._rng if jitter else None
+        query = replace(query, banned=(query.banned - pardoned) | without, rng=rng)
         return self._search(query, arithmetic, mixed)
 
     def candidates(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from swarmd.client.spot_checks import CheckConfig
 from swarmd.routing.chain import Hop
 
-__all__ = ["Recovery", "SessionConfig", "SessionStatistics"]
+__all__ = ["Move", "Recovery", "SessionConfig", "SessionStatistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class SessionConfig:
     """Whether a second peer for each hop holds a ready cache (`--standby`)."""
     checks: CheckConfig = field(default_factory=CheckConfig)
     """Which outputs other peers run again (`--verify`)."""
+    replan: bool | None = None
+    """Whether a session may move to a better chain (`--replan`). None: in float32, where a replay
+    rounds too little to change a token, as far as was tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,34 @@ class Recovery:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The session left its chain for a better one, at `position`. A step took `seconds_before`, and
+    was measured to take `seconds_after` on the new chain; `replayed` positions were run there in
+    the background."""
+
+    before: tuple[Hop, ...]
+    after: tuple[Hop, ...]
+    position: int
+    replayed: int
+    seconds_before: float
+    seconds_after: float
+
+    def __str__(self) -> str:
+        return (
+            f"moved to {' '.join(map(str, self.after))}: {1e3 * self.seconds_after:.0f} ms a step "
+            f"instead of {1e3 * self.seconds_before:.0f}, {self.replayed} positions replayed in "
+            "the background"
+        )
+
+
 @dataclass(slots=True)
 class SessionStatistics:
     """What a session did; `decode_seconds`, `compute_seconds` and `queue_seconds` sum over steps of
     one position."""
 
     recoveries: list[Recovery] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     replayed_positions: int = 0
     decode_steps: int = 0
     decode_seconds: float = 0.0
@@ -56,3 +81,9 @@ class SessionStatistics:
     wire_bytes: int = 0
     forwarded: int = 0
     """Outputs of steps that came to their hop from the one before, not from here."""
+
+    def __add__(self, other: SessionStatistics) -> SessionStatistics:
+        """Of both, this one first."""
+        return SessionStatistics(
+            **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)}
+        )

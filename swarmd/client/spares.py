@@ -123,15 +123,27 @@ class Spares:
         standby.link.abort()
         return None
 
-    async def close(self, *, cleanly: bool) -> None:
+    @property
+    def standby(self) -> bool:
+        """Whether a second peer is to hold a ready cache."""
+        return self._standby
+
+    @standby.setter
+    def standby(self, wanted: bool) -> None:
+        self._standby = wanted
+        self._changed.set()
+
+    async def close(self) -> None:
         """Let all go, after the owner's tasks have ended."""
         links = [standby.link for standby in self._ready.values()]
+        await asyncio.gather(*(link.close() for link in links), return_exceptions=True)
         self._ready.clear()
-        if cleanly:
-            await asyncio.gather(*(link.close() for link in links), return_exceptions=True)
-        for link in links:
-            if not cleanly:
-                link.abort()
+
+    def abort(self) -> None:
+        """Drop the connections of those who were not let go."""
+        for standby in self._ready.values():
+            standby.link.abort()
+        self._ready.clear()
 
     # ---- in the background --------------------------------------------------------------------
 

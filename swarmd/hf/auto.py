@@ -50,6 +50,7 @@ class AutoDistributedModelForCausalLM:
         wait: float = 0.0,
         known: bool = False,
         lan: bool | None = None,
+        replan: bool | None = None,
         connect: Connect = swarm_link,
     ) -> DistributedModelForCausalLM:
         """A model whose blocks are served by the swarm, connected to it.
@@ -59,12 +60,15 @@ class AutoDistributedModelForCausalLM:
         asked. `swarm_key`: the key file of a private swarm ($SWARMD_SWARM_KEY). `dtype`: what the
         peers must compute in (default: what the cheapest chain does; "auto" says the same).
         `quantization`, `known`, `state_dir` and `wait` (seconds) are those of `swarmd generate`;
-        `lan=False` is its `--no-lan` ($SWARMD_NO_LAN). `connect` is for tests.
+        `lan=False` is its `--no-lan` ($SWARMD_NO_LAN), `replan` its `--replan` and `--no-replan`.
+        `connect` is for tests.
 
         Blocks for as long as a download takes. Raises UsageError, ModelError, UnsupportedModel,
         BootstrapFailed if no node answers, NoRoute if blocks are served by nobody.
         """
-        options = _options(peers, swarm_key, state_dir, dtype, quantization, wait, known, lan)
+        options = _options(
+            peers, swarm_key, state_dir, dtype, quantization, wait, known, lan, replan
+        )
         folder = resolve_model(None if model is None else os.fspath(model), client=True)
         loop = LoopThread(lambda: connect(folder, options), name="swarmd-hf")
         try:
@@ -98,11 +102,14 @@ class AutoDistributedModelForSequenceClassification:
         wait: float = 0.0,
         known: bool = False,
         lan: bool | None = None,
+        replan: bool | None = None,
         connect: Connect = swarm_link,
     ) -> DistributedModelForSequenceClassification:
         """As :meth:`AutoDistributedModelForCausalLM.from_pretrained`. Raises ModelError as well if
         the checkpoint has no output layer of a classifier."""
-        options = _options(peers, swarm_key, state_dir, dtype, quantization, wait, known, lan)
+        options = _options(
+            peers, swarm_key, state_dir, dtype, quantization, wait, known, lan, replan
+        )
         folder = resolve_model(os.fspath(model), client=True)
         loop = LoopThread(lambda: connect(folder, options), name="swarmd-hf")
         try:
@@ -128,6 +135,7 @@ def _options(
     wait: float,
     known: bool,
     lan: bool | None,
+    replan: bool | None,
 ) -> LinkOptions:
     """Raises UsageError."""
     if isinstance(peers, str):
@@ -158,6 +166,7 @@ def _options(
         quantization=quantization,
         dtype=None if wanted == "auto" else wanted,
         wait=wait,
+        replan=replan,
     )
 
 

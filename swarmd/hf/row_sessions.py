@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swarmd.client.chain_session import ChainSession
+from swarmd.client.moving_session import MovingSession
 from swarmd.hf.swarm_link import SwarmLink
 
 __all__ = ["Ran", "RowSessions", "RowStep"]
@@ -53,7 +53,7 @@ class RowSessions:
 
     def __init__(self, link: SwarmLink) -> None:
         self._link = link
-        self._sessions: dict[int, ChainSession] = {}
+        self._sessions: dict[int, MovingSession] = {}
         self.max_length = 0
         """Positions that each of the open sessions has room for."""
 

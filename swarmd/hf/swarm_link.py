@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarmd.client.chain_session import ChainSession, SessionConfig
 from swarmd.client.evidence import EvidenceFile
+from swarmd.client.moving_session import MovingSession
 from swarmd.client.router import Router
+from swarmd.client.session_config import SessionConfig
 from swarmd.client.swarm import SwarmClient, choose_chain
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.errors import NoRoute
@@ -36,6 +37,7 @@ class LinkOptions:
     dtype: str | None = None
     """None: that of the cheapest chain."""
     wait: float = 0.0
+    replan: bool | None = None
 
 
 class SwarmLink:
@@ -44,14 +46,20 @@ class SwarmLink:
     """
 
     def __init__(
-        self, router: Router, pool: Pool, folder: ModelFolder, first: Chain, *, wait: float = 0.0
+        self,
+        router: Router,
+        pool: Pool,
+        folder: ModelFolder,
+        first: Chain,
+        *,
+        config: SessionConfig | None = None,
     ) -> None:
         self.router = router
         self.pool = pool
         self.folder = folder
         self.arithmetic = first.hops[0].peer.arithmetic
-        self._wait = wait
-        self._sessions: set[ChainSession] = set()
+        self._config = config or SessionConfig()
+        self._sessions: set[MovingSession] = set()
 
     async def __aenter__(self) -> SwarmLink:
         return self
@@ -67,17 +75,20 @@ class SwarmLink:
         folder: ModelFolder,
         *,
         dtype: str | None = None,
-        wait: float = 0.0,
+        config: SessionConfig | None = None,
     ) -> SwarmLink:
-        """Raises NoRoute if nobody serves some block, or not in `dtype`."""
+        """`config`: of its sessions. Raises NoRoute if nobody serves some block, or not in
+        `dtype`."""
+        wait = 0.0 if config is None else config.wait
         if dtype is None:
-            return cls(router, pool, folder, await choose_chain(router, wait=wait), wait=wait)
+            chain = await choose_chain(router, wait=wait)
+            return cls(router, pool, folder, chain, config=config)
         named = router.quantization in QUANTIZATIONS
         for quantization in (router.quantization,) if named else QUANTIZATIONS:
             with contextlib.suppress(NoRoute):
                 arithmetic = Arithmetic(dtype, quantization)
                 chain = await router.choose_fresh(arithmetic=arithmetic, wait=wait)
-                return cls(router, pool, folder, chain, wait=wait)
+                return cls(router, pool, folder, chain, config=config)
         served = (await choose_chain(router)).hops[0].peer.dtype
         raise NoRoute(
             f"no chain of peers computes {folder.name} in {dtype}, but there is one in {served}: "
@@ -88,26 +99,26 @@ class SwarmLink:
         """A chain over all blocks with room for `kv_needed` tokens at each hop, if there is one.
         Raises NoRoute."""
         return await self.router.choose_fresh(
-            arithmetic=self.arithmetic, kv_needed=kv_needed, wait=self._wait
+            arithmetic=self.arithmetic, kv_needed=kv_needed, wait=self._config.wait
         )
 
-    async def sessions(self, count: int, *, max_length: int) -> list[ChainSession]:
+    async def sessions(self, count: int, *, max_length: int) -> list[MovingSession]:
         """So many sessions over one chain, open at all of its hops, or none. Raises NoRoute, and
         what opening raises."""
         chain = await self.chain(kv_needed=max_length * count)
         opening = [
-            ChainSession(
+            MovingSession(
                 self.router,
                 self.pool,
                 chain,
                 hidden_size=self.folder.hidden_size,
                 max_length=max_length,
-                config=SessionConfig(wait=self._wait),
+                config=self._config,
             )
             for _ in range(count)
         ]
 
-        async def one(session: ChainSession) -> None:
+        async def one(session: MovingSession) -> None:
             self._sessions.add(await session.__aenter__())
             await session.open_links()
 
@@ -120,7 +131,7 @@ class SwarmLink:
             raise
         return opening
 
-    async def close(self, sessions: Sequence[ChainSession]) -> None:
+    async def close(self, sessions: Sequence[MovingSession]) -> None:
         """Close these sessions, those that are not yet."""
         closing = [session for session in sessions if session in self._sessions]
         self._sessions.difference_update(closing)
@@ -151,6 +162,7 @@ async def swarm_link(folder: ModelFolder, options: LinkOptions) -> AsyncIterator
         )
         for liar in liars:
             router.convict(liar)
-        link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, wait=options.wait)
+        config = SessionConfig(wait=options.wait, replan=options.replan)
+        link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, config=config)
         async with link:
             yield link

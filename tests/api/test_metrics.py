@@ -56,12 +56,15 @@ def test_requests_are_counted_by_route_and_status(swarm: LocalSwarm, run_async: 
 def test_a_lost_hop_and_its_ban_are_counted(swarm: LocalSwarm, run_async: Runner) -> None:
     async def work() -> None:
         async with served(swarm, [*SPANS, SPANS[1]]) as server, server.client() as client:
+            server.gateway.replan = False
             stream = await client.chat.completions.create(
                 **{**COMMON, "max_tokens": 120}, stream=True
             )
             chunks = aiter(stream)
             await anext(chunks)
             await anext(chunks)
+            (answers,) = server.gateway.running
+            assert answers._sessions[0].config.replan is server.gateway.replan is False
             during = await samples(server)
             assert during["swarmd_api_answers",] == 1
             assert during["swarmd_client_bans_total",] == 0

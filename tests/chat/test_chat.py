@@ -72,6 +72,16 @@ def test_turns_share_a_session_and_are_exact(swarm: LocalSwarm, run_async: Runne
     run_async(scenario())
 
 
+def test_whether_to_move_is_handed_on(swarm: LocalSwarm, run_async: Runner) -> None:
+    async def scenario() -> None:
+        async with swarm.running(SPANS), new_chat(swarm, replan=False) as chat:
+            await talk(chat, SAID[:1])
+            assert chat._session is not None
+            assert chat._session.config.replan is False
+
+    run_async(scenario())
+
+
 def test_a_loss_between_and_in_turns_changes_no_text(swarm: LocalSwarm, run_async: Runner) -> None:
     async def scenario() -> None:
         async with swarm.running([*SPANS, *SPANS]):

@@ -75,7 +75,8 @@ def options(name: str | None = None) -> set[str]:
         command = cli.get_command(context, one)
         assert command is not None, f"no command {one}"
         for parameter in command.params:
-            found |= {option for option in parameter.opts if option.startswith("--")}
+            names = (*parameter.opts, *parameter.secondary_opts)
+            found |= {option for option in names if option.startswith("--")}
     return found
 
 

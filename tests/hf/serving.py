@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from swarmd.blocks import Span
 from swarmd.client.router import Router
+from swarmd.client.session_config import SessionConfig
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.hf.auto import AutoDistributedModelForCausalLM
 from swarmd.hf.swarm_link import LinkOptions, SwarmLink
@@ -103,9 +104,8 @@ class Serving:
                 quantization=options.quantization,
                 rng=random.Random(7),
             )
-            link = await SwarmLink.open(
-                router, pool, folder, dtype=options.dtype, wait=options.wait
-            )
+            config = SessionConfig(wait=options.wait, replan=options.replan)
+            link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, config=config)
             async with link:
                 yield link
 
