@@ -126,18 +126,26 @@ def _pairs(
     tokens: int,
 ) -> Callable[[int], dict[int, float]]:
     """Of the peer of an index: the prices of hops over its known links, by the other's index."""
-    index = {peer.peer_id: i for i, peer in enumerate(peers)}
-    measured: dict[PeerId, list[PeerId]] = {}
-    for source, target in costs.measured.edge_rtt:
-        measured.setdefault(source, []).append(target)
+    measured: dict[PeerId, dict[PeerId, float]] = {}
+    for (source, target), rtt in costs.measured.edge_rtt.items():
+        measured.setdefault(source, {})[target] = rtt
+    least, most = costs.model.min_rtt, costs.model.max_rtt
+    # by id: index, factor, and what each hop into the peer costs apart from the link's trip
+    into = {
+        peer.peer_id: (i, factors[peer.peer_id], admit + costs.transfer(peer.peer_id, tokens))
+        for i, (peer, admit) in enumerate(zip(peers, admits, strict=True))
+    }
 
     def pairs(i: int) -> dict[int, float]:
-        found = {}
-        for target in (*peers[i].rtts, *measured.get(peers[i].peer_id, ())):
-            edge = costs.edge(peers[i], target, tokens)
-            if target in index and edge is not None:
-                j = index[target]
-                found[j] = factors[target] * (admits[j] + edge)
+        source, found = peers[i], {}
+        known = source.rtts
+        if source.peer_id in measured:
+            known = {**known, **measured[source.peer_id]}
+        for target, rtt in known.items():  # as Costs.edge
+            if target in into and 0 <= rtt < math.inf:
+                j, factor, fixed = into[target]
+                if j != i:
+                    found[j] = factor * (fixed + min(max(rtt, least), most) / 2)
         return found
 
     return pairs
@@ -177,7 +185,8 @@ def _dijkstra(graph: _Graph) -> Chain:
     for q in range(n):
         for b in range(low[q], high[q]):
             waiting[b].append((q * width + b + 1, q))
-    known: dict[int, dict[int, float]] = {}  # ring: from p into q, and q's first block
+    # ring: from p into q, and q's first block: its blocks, its node 1, the price
+    known: dict[int, list[tuple[int, int, int, float]]] = {}
 
     distance = [math.inf] * (goal + 1)
     came_from = [_CLIENT] * (goal + 1)
@@ -218,17 +227,16 @@ def _dijkstra(graph: _Graph) -> Chain:
             heappush(heap, (new, after))
         if graph.pairs is None:
             continue
-        if p not in known:  # of those, who may follow somewhere in p's blocks
-            known[p] = {
-                q: hop + step[q]
+        if p not in known:  # of those, who may follow in p's blocks, and not as cheaply by a hub
+            known[p] = [
+                (low[q], high[q], q * width + 1, hop + step[q])
                 for q, hop in graph.pairs(p).items()
-                if low[q] <= high[p] and low[p] < high[q]
-            }
-        for q, hop in known[p].items():
-            after, new = q * width + b + 1, cost + hop
-            if low[q] <= b < high[q] and new < distance[after]:
-                distance[after], came_from[after] = new, p
-                heappush(heap, (new, after))
+                if low[q] <= high[p] and low[p] < high[q] and hop < leave[p] + graph.enter[q]
+            ]
+        for lowest, highest, first, hop in known[p]:
+            if lowest <= b < highest and (new := cost + hop) < distance[first + b]:
+                distance[first + b], came_from[first + b] = new, p
+                heappush(heap, (new, first + b))
 
     hops: list[Hop] = []
     p, b, stop = came_from[goal], length, length

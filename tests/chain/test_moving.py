@@ -247,7 +247,16 @@ def test_who_is_slower_than_announced_is_found_out_before_the_move(
             slow_down(swarm._load(span, "none"), SLOW * 12 if len(span) == 6 else SLOW)
         async with scene(swarm, ends) as here, here.session() as session:
             here.announce()
-            assert await here.answer(session) == expected
+            tokens: list[int] = []
+            async for token in decode_tokens(
+                ends, session, PROMPT, Sampler(SAMPLING),
+                max_new_tokens=TOKENS, eos_token_ids=frozenset(),
+            ):  # fmt: skip
+                tokens.append(token)
+                async with asyncio.timeout(10):  # the answer must not end before the move does
+                    while session._migration is not None and len(tokens) > TOKENS - 4:
+                        await asyncio.sleep(0.01)
+            assert tokens == expected
             (line,) = session.story
             assert "ms there" in line
             assert not session.statistics.moves
