@@ -6,7 +6,7 @@ with the same blocks. The answer goes on meanwhile: once by a session that stays
 once by one that may move. Both answers must be equal. Client and daemons share one machine, so a
 node that loads, and a replay, slow the answer down more here than in a swarm of several machines.
 
-    python -m bench.replan [--tokens 200] [--join-at 20] [--running 0.03] [--stopped 0.07]
+    python -m bench.replan [--tokens 200] [--join-at 20] [--running 0.03] [--stopped 0.05]
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--join-at", type=int, default=20)
     parser.add_argument("--running", type=float, default=0.03)
-    parser.add_argument("--stopped", type=float, default=0.07)
+    parser.add_argument("--stopped", type=float, default=0.05)
     options = parser.parse_args()
 
     async def load() -> ClientModel:

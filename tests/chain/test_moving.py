@@ -244,7 +244,7 @@ def test_who_is_slower_than_announced_is_found_out_before_the_move(
     async def work() -> None:
         swarm = LocalSwarm(folder)
         for span in (*SPANS, Span(0, 6)):
-            slow_down(swarm._load(span, "none"), SLOW * 12 if len(span) == 6 else SLOW)
+            slow_down(swarm._load(span, "none"), SLOW * 7 if len(span) == 6 else SLOW)
         async with scene(swarm, ends) as here, here.session() as session:
             here.announce()
             assert await here.answer(session) == expected
