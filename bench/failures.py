@@ -3,14 +3,15 @@
 As in the table on failures of Petals' paper (Borzunov et al. 2023), each transfer of a step breaks
 with probability p. Here a transfer is what a step sends to one hop. That one is lost on its way,
 and all connections of that node are reset by a proxy in front of it: its sessions and their caches
-are gone, so another holder of its blocks has to replay them. The node itself goes on and may be
-taken again at once; bans are those of the product. Each half of the model has two holders, on
-loopback. Rounds without and with failures are paired, and all their answers must be equal.
+are gone, so another holder of its blocks has to replay them, or (`--standby`) held them ready. The
+node itself goes on and may be taken again at once; bans are those of the product. Each half of the
+model has two holders, on loopback. Rounds without and with failures are paired, and all their
+answers must be equal.
 
 The cost of keeping the history is what its calls take in one step (one append at each hop boundary,
 each after the cut with which a step begins), timed by themselves, over the median step of p = 0.
 
-    python -m bench.failures [--p 1e-3] [--tokens 128] [--rounds 3]
+    python -m bench.failures [--p 1e-3] [--tokens 128] [--rounds 3] [--standby]
 
 One run measures one pair of p and tokens and puts it into bench/results/failures.json beside those
 that are there, each with the commit it was measured at.
@@ -68,12 +69,14 @@ def history_seconds(position_bytes: int, positions: int) -> float:
     return (time.perf_counter() - began) / positions
 
 
-async def measure(model: Model, p: float, tokens: int, rounds: int, seed: int) -> dict[str, Any]:
+async def measure(
+    model: Model, p: float, tokens: int, rounds: int, seed: int, standby: bool
+) -> dict[str, Any]:
     """Rounds in pairs. Raises RuntimeError when answers differ."""
     rng = random.Random(seed)
     found: dict[str, Any] = {"calm": [], "harmed": [], "broken": [], "replaced": [], "replayed": []}
     spans = halves(model.folder.n_blocks)[:4]
-    setting = Setting("greedy", SamplingConfig())
+    setting = Setting("greedy", SamplingConfig(), standby=standby)
     async with Swarmlet.of(spans, "--dtype", "float32") as swarmlet:
         async with Client(swarmlet.contacts, model, setting) as client:
             await client.answer(0, 16, Tally())  # warm
@@ -112,7 +115,9 @@ def merged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 async def work(options: argparse.Namespace) -> dict[str, Any]:
     folder = await resolve_client_folder(None, None)
     model = Model(folder, await asyncio.to_thread(ModelEnds, folder, dtype="float32"))
-    return await measure(model, options.p, options.tokens, options.rounds, options.seed)
+    return await measure(
+        model, options.p, options.tokens, options.rounds, options.seed, options.standby
+    )
 
 
 def main() -> None:
@@ -122,16 +127,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--standby", action="store_true")
     options = parser.parse_args()
     entry = {**vars(options), **asyncio.run(work(options))}
-    figures = merged(f"{options.tokens} tokens, p {options.p:g}", entry)
+    name = f"{options.tokens} tokens, p {options.p:g}{', standby' if options.standby else ''}"
+    figures = merged(name, entry)
     path = save("failures", {"hops": HOPS, "holders": 2, "link": "loopback"}, figures)
     record = json.loads(path.read_text())
     entry["commit"], entry["when"] = record["commit"], record["when"]
     path.write_text(json.dumps(record | {"figures": figures}, indent=1) + "\n")
     rows = [
         (
-            one["tokens"], f"{one['p']:g}", f"{statistics.median(one['calm']):.1f}",
+            one["tokens"], f"{one['p']:g}", "yes" if one.get("standby") else "no",
+            f"{statistics.median(one['calm']):.1f}",
             f"{one['ratio']:.2f}",
             PETALS.get(f"{one['p']:g}", "-") if one["tokens"] == 1024 else "-",
             sum(one["broken"]), sum(one["replayed"]), f"{100 * one['history_share']:.2f} %",
@@ -140,8 +148,8 @@ def main() -> None:
     ]  # fmt: skip
     show(
         "speed when transfers break, relative to none broken in the same round",
-        ("tokens", "p", "tokens/s at p=0", "ratio", "Petals' paper", "broken", "replayed",
-         "history"),
+        ("tokens", "p", "standby", "tokens/s at p=0", "ratio", "Petals' paper", "broken",
+         "replayed", "history"),
         rows,
     )  # fmt: skip
 

@@ -1,18 +1,21 @@
 """The stall when a peer fails far away: killed, stopped, or cut off from the network.
 
 Four sites, all pairs alike: a daemon with the first half of the model, two with the second half,
-and the client. Just after a given token, the one of the two that is on the route gets SIGKILL or
-SIGSTOP, or all its packets are lost from then on. The stall is the time to the next token, less the
-median time a token of the same answer; every disturbed answer must equal the undisturbed one. The
-baseline in the same run is a client that keeps nothing: prompt and answer are prefilled anew.
+and the client. At a given position of prompt and answer, the one of the two that is on the route
+gets SIGKILL or SIGSTOP, or all its packets are lost from then on; each with the other one as a
+replacement that has to be found, and with it standing by. The stall is the time to the next token,
+less the median time a token of the same answer; every disturbed answer must equal the undisturbed
+one. The baseline in the same run is a client that keeps nothing: prompt and answer are prefilled
+anew.
 
-    python -m bench.wan_failover [--rtt 50] [--rounds 3] [--positions 16 64]
+    python -m bench.wan_failover [--rtt 50] [--rounds 3] [--positions 64 512]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import signal
 import statistics
@@ -29,10 +32,11 @@ SPANS = ("0:15", "15:30", "15:30")
 CLIENT = len(SPANS) + 1
 PORT = 31337
 RATE = 100e6
-AFTER = 6
-"""Tokens after the failure."""
+BEFORE, AFTER = 16, 6
+"""Tokens of the answer before and after the failure."""
 LIMIT = 120.0
 FAILURES = ("kill", "stop", "cut")
+SHOWN = {"prefill": "all prefilled anew (no replay)", "token": "a token (no failure)"}
 
 
 def serve(site: Site, known: Site | None) -> None:
@@ -79,13 +83,17 @@ def harmed(lab: Lab, site: Site, failure: str, link: Link) -> Iterator[None]:
     serve(site, lab[1])
 
 
-def answer(lab: Lab, tokens: int, failure: str | None, at: int, link: Link) -> dict[str, Any]:
-    """What the client found; `failure` strikes the last hop after `at` tokens."""
-    way = ("--prefill-at", str(at)) if failure is None else ("--pause-at", str(at))
+def answer(
+    lab: Lab, position: int, link: Link, *, failure: str | None = None, standby: bool = False
+) -> dict[str, Any]:
+    """What the client found; `failure` strikes the last hop at a position."""
+    way = ["--prefill-at" if failure is None else "--pause-at", str(BEFORE)]
+    way += ["--standby"] if standby else []
     site = lab[CLIENT]
     process = subprocess.Popen(
         site.command(sys.executable, "-m", "bench.wan.client", "--peer", f"{lab[1].address}:{PORT}",
-                     "--tokens", str(tokens), *way),
+                     "--prompt-tokens", str(position - BEFORE),
+                     "--tokens", str(BEFORE + AFTER), *way),
         env=site.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -117,17 +125,20 @@ def _last(process: subprocess.Popen[str]) -> dict[str, Any]:
 def measure(lab: Lab, link: Link, position: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each round by kind of failure, and of the baseline. Raises RuntimeError when an
     answer differs from the undisturbed one, or went on without a replacement."""
-    tokens = position + AFTER
-    found: dict[str, list[float]] = {name: [] for name in (*FAILURES, "prefill", "token")}
+    found: dict[str, list[float]] = {
+        name: []
+        for name in (*FAILURES, *(f"{one}, standby" for one in FAILURES), "prefill", "token")
+    }
     for _ in range(rounds):
-        calm = answer(lab, tokens, None, position, link)
+        calm = answer(lab, position, link)
         found["prefill"].append(calm["prefill"])
         found["token"].append(statistics.median(calm["times"][1:]))
-        for failure in FAILURES:
-            one = answer(lab, tokens, failure, position, link)
+        for failure, standby in itertools.product(FAILURES, (False, True)):
+            one = answer(lab, position, link, failure=failure, standby=standby)
             if one["tokens"] != calm["tokens"] or one["recoveries"] != 1:
                 raise RuntimeError(f"{failure} at {position}: {one}")
-            found[failure].append(one["times"][position] - statistics.median(one["times"][1:]))
+            name = f"{failure}, standby" if standby else failure
+            found[name].append(one["times"][BEFORE] - statistics.median(one["times"][1:]))
             wait_for_spare(lab)
     return found
 
@@ -137,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rtt", type=float, default=50, help="milliseconds")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--positions", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--positions", type=int, nargs="+", default=[64, 512])
     options = parser.parse_args()
     if (reason := why_not()) is not None:
         sys.exit(f"no network namespaces here: {reason}")
@@ -149,15 +160,17 @@ def main() -> None:
         wait_for_spare(lab)
         for position in options.positions:
             figures[str(position)] = measure(lab, link, position, options.rounds)
+    names = [*next(iter(figures.values()))]
     show(
         f"stall after a failure, RTT {options.rtt:g} ms, two hops, medians of {options.rounds}; "
         "all answers equal the undisturbed one",
-        ("at token", "kill -9", "SIGSTOP", "cut off", "prefill anew (no replay)", "a token"),
+        ("", *(f"at position {position}" for position in figures)),
         [
-            (position, *(f"{statistics.median(one[name]):.2f} s" for name in one))
-            for position, one in figures.items()
+            (SHOWN.get(name, name),
+             *(f"{statistics.median(one[name]):.2f} s" for one in figures.values()))
+            for name in names
         ],
-    )
+    )  # fmt: skip
     save("wan_failover", vars(options), figures)
 
 

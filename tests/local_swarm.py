@@ -235,8 +235,10 @@ class LocalSwarm:
         max_length: int,
         wait: float = 0.0,
         checks: CheckConfig | None = None,
+        config: SessionConfig | None = None,
     ) -> ChainSession:
-        """A session over given peers in order, or over a chosen chain."""
+        """A session over given peers in order, or over a chosen chain. `config` says all that
+        `wait` and `checks` say."""
         await self.router.refresh()
         if peers is None:
             chain = self.router.choose()
@@ -249,5 +251,5 @@ class LocalSwarm:
             chain,
             hidden_size=self.folder.hidden_size,
             max_length=max_length,
-            config=SessionConfig(wait=wait, checks=checks or CheckConfig()),
+            config=config or SessionConfig(wait=wait, checks=checks or CheckConfig()),
         )

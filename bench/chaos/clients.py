@@ -35,18 +35,22 @@ client that hangs."""
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one client answers; `drafts` sent along at most, `checked` share of positions."""
+    """How one client answers; `drafts` sent along at most, `checked` share of positions; `standby`:
+    whether a second peer for each hop holds a ready cache."""
 
     name: str
     sampling: SamplingConfig
     drafts: int = 0
     checked: float = 0.0
+    standby: bool = False
 
 
 SETTINGS = (
     Setting("greedy", SamplingConfig()),
     Setting("greedy, drafts", SamplingConfig(), drafts=8),
-    Setting("sampled, drafts", SamplingConfig(temperature=1.0, seed=11), drafts=8),
+    Setting(
+        "sampled, drafts, standby", SamplingConfig(temperature=1.0, seed=11), drafts=8, standby=True
+    ),
     Setting("sampled, verified", SamplingConfig(temperature=1.0, seed=12), checked=0.1),
 )
 
@@ -135,7 +139,8 @@ class Client:
                 self._router, self._pool, chain,
                 hidden_size=folder.hidden_size, max_length=len(ids) + tokens,
                 config=SessionConfig(
-                    wait=PATIENCE, checks=CheckConfig(setting.checked, seed=b"chaos")
+                    wait=PATIENCE, standby=setting.standby,
+                    checks=CheckConfig(setting.checked, seed=b"chaos"),
                 ),
                 on_story=lambda line: said.append((time.monotonic(), line)),
             )  # fmt: skip

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,9 @@ class Lab:
         stem = f"swl{os.getpid()}n{next(_labs)}"
         devices = [f"{stem}t{n}"[-15:] for n in range(1, size + 1)]
         with contextlib.ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():  # `timeout` ends us so
+                before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+                stack.callback(signal.signal, signal.SIGTERM, before)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swarmd-wan-")))
             router = subprocess.Popen(
                 [sys.executable, "-m", "bench.wan.router", *devices],

@@ -40,6 +40,7 @@ class _Host(Protocol):
     limits: ApiLimits
     counts: ApiCounts
     replan: bool | None
+    standby: bool
 
     @property
     def router(self) -> Router: ...
@@ -86,7 +87,11 @@ class Answers:
                 chain,
                 hidden_size=client.folder.hidden_size,
                 max_length=len(prompts[index // ask.n]) + lengths[index // ask.n],
-                config=SessionConfig(busy_patience=host.limits.busy_patience, replan=host.replan),
+                config=SessionConfig(
+                    busy_patience=host.limits.busy_patience,
+                    replan=host.replan,
+                    standby=host.standby,
+                ),
             )
             for index in range(ask.choices)
         ]

@@ -53,10 +53,12 @@ class AnyGateway(abc.ABC):
         limits: ApiLimits | None = None,
         threads: int | None = None,
         replan: bool | None = None,
+        standby: bool = False,
     ) -> None:
-        """`replan`: as in :class:`SessionConfig`."""
+        """`replan`, `standby`: as in :class:`SessionConfig`."""
         self.limits = limits or ApiLimits()
         self.replan = replan
+        self.standby = standby
         self.counts = ApiCounts()
         self.places = Places(self.limits.concurrent)
         self.running: list[Answers] = []
@@ -182,8 +184,9 @@ class Gateway(AnyGateway):
         limits: ApiLimits | None = None,
         threads: int | None = None,
         replan: bool | None = None,
+        standby: bool = False,
     ) -> None:
-        super().__init__(limits, threads, replan)
+        super().__init__(limits, threads, replan, standby)
         self._ground = Ground(folder, pool, router)
 
     def ground(self) -> Ground:

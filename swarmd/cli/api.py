@@ -19,6 +19,7 @@ from swarmd.cli.options import (
     peer_option,
     replan_option,
     route_option,
+    standby_option,
     state_option,
     swarm_options,
 )
@@ -45,6 +46,7 @@ class _Request:
     quantization: str
     route: Route
     replan: bool | None
+    standby: bool
     known: bool
     threads: int | None
     state_dir: Path | None
@@ -104,6 +106,7 @@ class _Request:
 )
 @route_option
 @replan_option
+@standby_option
 @click.option(
     "--known",
     is_flag=True,
@@ -133,6 +136,7 @@ def command(
     quantization: str,
     route: Route,
     replan: bool | None,
+    standby: bool,
     known: bool,
     threads: int | None,
     state_dir: Path | None,
@@ -167,7 +171,7 @@ def command(
     )
     request = _Request(
         host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, route,
-        replan, known, threads, state_dir,
+        replan, standby, known, threads, state_dir,
     )  # fmt: skip
     run(_until_signal(request, keys, limits))
 
@@ -214,6 +218,7 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
         gateway = Gateway(
             folder, pool, router,
             limits=limits, threads=request.threads, replan=request.replan,
+            standby=request.standby,
         )  # fmt: skip
         collectors = [DhtCollector(lambda: swarm.directory)]
         async with (

@@ -24,6 +24,7 @@ from swarmd.cli.options import (
     quantization_option,
     replan_option,
     route_option,
+    standby_option,
     state_option,
     swarm_options,
 )
@@ -90,6 +91,7 @@ class _Request:
 @quantization_option
 @route_option
 @replan_option
+@standby_option
 @speculation_options
 @click.option(
     "--known",
@@ -122,6 +124,7 @@ def command(
     quantization: str,
     route: Route,
     replan: bool | None,
+    standby: bool,
     speculate: int | None,
     draft: str | None,
     known: bool,
@@ -155,7 +158,7 @@ def command(
 
     StopWatch(stops)  # refuses an empty one before anything is loaded
     sampler = Sampler(SamplingConfig(temperature, top_k, top_p, repetition_penalty, seed))
-    config = ChatConfig(context, max_new_tokens, stops, wait, threads, replan)
+    config = ChatConfig(context, max_new_tokens, stops, wait, threads, replan, standby)
     history = StateFolder(state_dir).chat_history
     with LoopThread(lambda: _open(request, sampler, config)) as loop:
         loop.value.dialogue.system = system

@@ -24,6 +24,7 @@ from swarmd.cli.options import (
     quantization_option,
     replan_option,
     route_option,
+    standby_option,
     state_option,
     swarm_options,
 )
@@ -55,6 +56,7 @@ class Request:
     quantization: str
     route: Route
     replan: bool | None
+    standby: bool
     speculate: int | None
     draft: str | None
     as_json: bool
@@ -99,6 +101,7 @@ class Request:
 @quantization_option
 @route_option
 @replan_option
+@standby_option
 @speculation_options
 @click.option(
     "--known",
@@ -134,6 +137,7 @@ def command(
     quantization: str,
     route: Route,
     replan: bool | None,
+    standby: bool,
     speculate: int | None,
     draft: str | None,
     known: bool,
@@ -165,8 +169,8 @@ def command(
         prompt = sys.stdin.read()
     request = Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, quantization, route, replan, speculate, draft, as_json,
-        threads, state_dir, known,
+        chat, system, wait, verify, quantization, route, replan, standby, speculate, draft,
+        as_json, threads, state_dir, known,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -263,6 +267,7 @@ async def _generate(request: Request, sampling: Any) -> None:
                 wait=request.wait,
                 checks=CheckConfig(request.verify, keep=evidence.async_record, own=own),
                 replan=request.replan,
+                standby=request.standby,
             ),
             on_story=_note,
         )

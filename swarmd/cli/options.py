@@ -25,6 +25,7 @@ __all__ = [
     "quantization_option",
     "replan_option",
     "route_option",
+    "standby_option",
     "state_option",
     "swarm_key_option",
     "swarm_options",
@@ -98,6 +99,15 @@ def replan_option(command: F) -> F:
         default=None,
         help="Move to a clearly better chain in the middle of an answer, or never. "
         "[default: where peers compute in float32]",
+    )(command)
+
+
+def standby_option(command: F) -> F:
+    return click.option(
+        "--standby",
+        is_flag=True,
+        help="Have a second peer for each hop hold a ready cache, so that a loss costs no replay. "
+        "Takes room and computing of others.",
     )(command)
 
 

@@ -22,6 +22,7 @@ from swarmd.client.repair import Repair, all_of
 from swarmd.client.ring_links import RingLinks
 from swarmd.client.router import Router
 from swarmd.client.session_config import Recovery, SessionConfig, SessionStatistics
+from swarmd.client.spares import Spares
 from swarmd.client.spot_checks import SpotChecks
 from swarmd.errors import BadOutput, OutputWithdrawn, PeerFailure, PeerTimeout, RemoteError
 from swarmd.routing.chain import Chain, Hop
@@ -87,6 +88,11 @@ class ChainSession:
         # A hop that is to be checked gets its inputs from here: else who feeds it something other
         # than what it shows to us would have it convicted.
         self._ring = None if checked else RingLinks(router, self._machine)
+        self._spares = Spares(
+            router, pool, self._owner, self._machine, self._hops, self._inputs,
+            standby=self.config.standby, dtype=self.dtype, hidden_size=hidden_size,
+            max_length=max_length, open_timeout=self.config.open_timeout, tell=self._tell,
+        )  # fmt: skip
         self._lost_since: dict[int, tuple[float, str]] = {}
         self._final = History(self._position_bytes)  # only kept for spot checks
         self.checks = self._new_checks() if checked else None
@@ -115,6 +121,10 @@ class ChainSession:
         """What went wrong so far, in order."""
         return tuple(self._story)
 
+    def stand_by(self, wanted: bool) -> None:
+        """Whether from now on a second peer for each hop is to hold a ready cache."""
+        self._spares.standby = wanted
+
     def inputs(self, start: int, end: int) -> bytes:
         """The hidden states that entered the chain at positions `[start, end)`: raw bytes, also
         during a step. Raises IndexError for positions that no step had."""
@@ -142,9 +152,11 @@ class ChainSession:
             if self.checks is not None:
                 await self.checks.close()
             closing = [link.close() for link in self._links.values()]
+            closing.append(self._spares.close())
             await asyncio.gather(*closing, return_exceptions=True)
             closed = True
         finally:
+            self._spares.abort()
             for link in self._links.values():
                 if exc[0] is not None or not closed:
                     link.abort()
@@ -165,6 +177,7 @@ class ChainSession:
         for key in self._machine.lost_hops:
             await self._replace(key, 0)
         self._ask_for_links()
+        self._spares.start()
 
     async def wait_for_links(self, seconds: float) -> bool:
         """Wait until the hops have answered whether they forward to one another, `seconds` at most;
@@ -200,6 +213,7 @@ class ChainSession:
         for history in self._inputs.values():
             history.cut(start)
         self._final.cut(start)
+        self._spares.cut(start)
         if self.checks is not None:
             self.checks.cut(start)
         self._output.clear()
@@ -207,6 +221,7 @@ class ChainSession:
         self._repair.begin()
         began = time.perf_counter()
         await self._carry_out(start, lambda: self._machine.complete)
+        self._spares.feed()
         if tokens == 1:
             self.statistics.decode_steps += 1
             self.statistics.decode_seconds += time.perf_counter() - began
@@ -407,10 +422,15 @@ class ChainSession:
         """Put replacements in the place of a lost hop. Raises NoRoute, ReplayExhausted."""
         lost = self._hops[key]
         since, reason = self._lost_since.pop(key, (time.perf_counter(), "the step was cancelled"))
-        chain, links = await self._repair.replacement(lost)
+        standby = await self._spares.take(key)
+        if standby is None:
+            chain, links = await self._repair.replacement(lost)
+        else:
+            chain, links = Chain((standby.hop,), 0.0), [standby.link]
+        held = 0 if standby is None else standby.shadow.cached
         history = self._inputs.pop(key)
         del self._hops[key]
-        keys = self._machine.replace(key, [hop.span for hop in chain.hops])
+        keys = self._machine.replace(key, [hop.span for hop in chain.hops], cached=held)
         for new, hop, link in zip(keys, chain.hops, links, strict=True):
             self._hops[new] = hop
             self._joined(new, link)
@@ -422,7 +442,7 @@ class ChainSession:
             self.checks.replaced(key, by, [self._inputs[new] for new in keys])
         recovery = Recovery(lost, chain.hops, reason, position, time.perf_counter() - since)
         self.statistics.recoveries.append(recovery)
-        self._tell(f"replaced by {chain.describe()}, {len(history)} positions to replay")
+        self._tell(f"replaced by {chain.describe()}, {len(history) - held} positions to replay")
         before, now = lost.peer.quantization, " and ".join(chain.quantizations)
         if now != before:
             self._tell(f"quantization {now}, before {before}: the answer may differ from here on")

@@ -39,6 +39,7 @@ class ChatConfig:
     wait: float = 0.0
     threads: int | None = None
     replan: bool | None = None
+    standby: bool = False
     """As in :class:`SessionConfig`."""
 
 
@@ -187,7 +188,9 @@ class Chat:
             chain,
             hidden_size=self._folder.hidden_size,
             max_length=self._context,
-            config=SessionConfig(wait=self._config.wait, replan=self._config.replan),
+            config=SessionConfig(
+                wait=self._config.wait, replan=self._config.replan, standby=self._config.standby
+            ),
         )
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(session)

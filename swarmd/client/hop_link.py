@@ -216,6 +216,11 @@ class HopLink:
         self._expected[number] = _Expected(meta, 0, fed=True)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the connection has not ended, as far as is known here."""
+        return self._greeted.connection.is_open
+
+    @property
     def rested(self) -> bool:
         """Unused for so long that it may have ended for that."""
         return asyncio.get_running_loop().time() - self._used > IDLE_SECONDS

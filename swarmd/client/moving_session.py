@@ -80,10 +80,10 @@ class MovingSession:
         self._held = 0
         self._used = 0  # calls under way
         self._used_at = time.monotonic()
-        self._session = self._new(chain)
+        self._session = self._new(chain, self.config)
         self.dtype = self._session.dtype
 
-    def _new(self, chain: Chain) -> ChainSession:
+    def _new(self, chain: Chain, config: SessionConfig) -> ChainSession:
         def heard(line: str) -> None:
             if session is self._session:
                 self._tell(line)
@@ -92,7 +92,7 @@ class MovingSession:
 
         session = ChainSession(
             self._router, self._pool, chain,
-            hidden_size=self._hidden_size, max_length=self.max_length, config=self.config,
+            hidden_size=self._hidden_size, max_length=self.max_length, config=config,
             on_story=heard,
         )  # fmt: skip
         return session
@@ -257,7 +257,7 @@ class MovingSession:
 
     async def _prepare(self, chain: Chain, replay: float) -> None:
         """Make the chain ready. What goes wrong with that ends the move, and nothing else."""
-        session = self._new(chain)
+        session = self._new(chain, replace(self.config, standby=False))  # until it is the session's
         self._owned.add(session)
         migration = self._migration = Migration(
             session,
@@ -313,6 +313,7 @@ class MovingSession:
             decode_steps=0, decode_seconds=0.0, compute_seconds=0.0, queue_seconds=0.0,
         )  # fmt: skip
         self._session = new
+        new.stand_by(self.config.standby)
         self._migration = None
         self._replanning.ended(self._router.clock.monotonic(), moved=True)
         log.info("%s", move)

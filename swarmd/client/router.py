@@ -131,12 +131,16 @@ class Router:
             if self.rtts.get(peer.peer_id) is None and peer.peer_id not in banned
         ]
         self._rng.shuffle(unknown)
-        peers = {peer.peer_id: peer for peer in unknown[: self.config.probe_peers]}
-        for peer_id, result in (await probe_rtts(peers.values(), self._ping)).items():
+        await self.probe(unknown[: self.config.probe_peers])
+
+    async def probe(self, peers: Sequence[PeerInfo]) -> None:
+        """Measure the RTT to peers, which leaves a connection to each in the pool."""
+        by_id = {peer.peer_id: peer for peer in peers}
+        for peer_id, result in (await probe_rtts(peers, self._ping)).items():
             if isinstance(result, float):
                 self.rtts.observe(peer_id, result)
             else:
-                self.observe_failure(peers[peer_id], result)
+                self.observe_failure(by_id[peer_id], result)
                 log.info("peer %s does not answer a ping: %s", peer_id.short, result)
 
     def choose(

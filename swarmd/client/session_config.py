@@ -25,6 +25,8 @@ class SessionConfig:
     """For how long peers without room are asked again within one step, or `wait` if longer."""
     wait: float = 0.0
     """How long to wait for somebody to serve blocks that nobody holds (`--wait`)."""
+    standby: bool = False
+    """Whether a second peer for each hop holds a ready cache (`--standby`)."""
     checks: CheckConfig = field(default_factory=CheckConfig)
     """Which outputs other peers run again (`--verify`)."""
     replan: bool | None = None

@@ -118,6 +118,11 @@ class BlockSpan:
             self.kv_shapes = self._probe()
             self.batched = self._batches_rightly()
 
+    @property
+    def pieces_run_alone(self) -> bool:
+        """Whether a long piece runs by itself beside decode steps (which are graphs then)."""
+        return self.batched and self.device != "cpu"
+
     def new_arena(self, tokens: int) -> KvArena:
         """Memory for the attention caches of all sessions: `tokens` positions in each block."""
         return KvArena(
@@ -128,6 +133,10 @@ class BlockSpan:
             hidden_size=self.hidden_size,
             hidden_dtype=self.torch_dtype,
         )
+
+    def drop_graphs(self, arena: KvArena) -> None:
+        """Give up what was captured for an arena that is used no more; it holds the arena."""
+        self._graphs.pop(arena, None)
 
     def check(self, blocks: Span) -> None:
         """Raises BlocksNotHeld unless all of `blocks` are held here."""
@@ -141,7 +150,7 @@ class BlockSpan:
         Returns (1, tokens, hidden size) for each piece, on the device. The caches were prepared;
         they advance when all pieces went through, and stay as they were if the library raises.
         """
-        if self.batched and self.device != "cpu":
+        if self.pieces_run_alone:
             outputs = self._run_by_graphs(arena, pieces)
         elif self.batched:
             outputs = self._run_together(arena, pieces)
@@ -171,9 +180,7 @@ class BlockSpan:
     def _run_together(
         self, arena: KvArena, pieces: Sequence[Piece], graphs: DecodeGraphs | None = None
     ) -> list[torch.Tensor]:
-        states = [
-            piece.hidden.to(self.device, self.torch_dtype).transpose(0, 1) for piece in pieces
-        ]
+        states = self._brought(pieces)
         edges = sorted(
             {edge for p in pieces for edge in (p.cache.blocks.start, p.cache.blocks.end)}
         )
@@ -191,6 +198,15 @@ class BlockSpan:
             for n, state in zip(inside, rows.split(counts), strict=True):
                 states[n] = state
         return [state.transpose(0, 1) for state in states]
+
+    def _brought(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        """The inputs (tokens, 1, hidden size) on the device, brought there by one copy: each waits
+        for its turn at the device, however little it brings."""
+        states = [piece.hidden.to(dtype=self.torch_dtype).transpose(0, 1) for piece in pieces]
+        if self.device == "cpu" or states[0].device.type != "cpu":
+            return [state.to(self.device) for state in states]
+        rows = states[0] if len(states) == 1 else torch.cat(states)
+        return list(rows.to(self.device).split([piece.tokens for piece in pieces]))
 
     def _run_rows(
         self, arena: KvArena, part: Span, pieces: Sequence[Piece], rows: torch.Tensor

@@ -231,9 +231,10 @@ class Engine:
 
     def _gather(self) -> bool:
         """Wait a moment for those whose next step is due (see `gathering`). False: end."""
+        since = time.monotonic()
         while self.blocks.batched and len(self._scheduler):
             now = time.monotonic()
-            until = self._gathering.until(now)
+            until = self._gathering.until(now, since)
             if until is None:
                 break
             try:

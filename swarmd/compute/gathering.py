@@ -2,9 +2,11 @@
 
 A turn of many rows takes little longer than one of few. Clients that decode side by side send their
 next step a moment after their last output; a turn that starts with the first of them leaves the
-others to the next turn, and from then on each takes part in every second turn only. So a turn waits
-for a session whose step is due: by how long the session took the last time, if that is short beside
-a turn. Who lives far away, or pauses, is not waited for.
+others to the next turn, and from then on each takes part in every second turn only. In a chain of
+nodes it is worse: sessions go round in groups, and who comes a moment too late everywhere stays
+a group of its own for good. So a turn waits for the sessions whose next step is due within a share
+of a turn from when it could begin: a session is due when it has paused as long as the last time.
+Who is due later, because another node is at it, or it lives far away or pauses, is not waited for.
 
 | event | of a session | then |
 |---|---|---|
@@ -21,10 +23,12 @@ from dataclasses import dataclass
 
 __all__ = ["Gathering"]
 
-PATIENCE = 0.25
-"""The longest wait, as a share of the last decode turn's time: what waiting may cost at worst."""
-SLACK = 1.5
-"""By how much of its last pause a session may be late; seconds of `LEAST` are always granted."""
+PATIENCE = 0.3
+"""The longest wait, as a share of the last decode turn's time: what waiting may cost at worst. More
+than this waits too often where every node has its own device (`bench/gathering.py`, simulated)."""
+LATENESS = 0.5
+"""By how much of its last pause, or of the longest wait if that is less, a session may be late;
+seconds of `LEAST` are always granted."""
 LEAST = 0.0005
 
 
@@ -66,12 +70,18 @@ class Gathering:
         """The session is closed."""
         self._sessions.pop(session, None)
 
-    def until(self, now: float) -> float | None:
-        """When to wait no longer for those who are due; None if nobody is."""
-        due = [at for known in self._sessions.values() if (at := self._due(known)) > now]
+    def until(self, now: float, since: float) -> float | None:
+        """When to wait no longer for those who are due, if the turn could have begun at `since`;
+        None if nobody is."""
+        latest = since + self._patience
+        due = [at for known in self._sessions.values() if (at := self._due(known, latest)) > now]
         return max(due, default=None)
 
-    def _due(self, known: _Session) -> float:
-        if known.rested_at is None or known.pause is None or known.pause > self._patience:
+    def _due(self, known: _Session, latest: float) -> float:
+        """Until when a session is waited for, 0 if it is not."""
+        if known.rested_at is None or known.pause is None:
             return 0.0
-        return known.rested_at + min(self._patience, SLACK * known.pause + LEAST)
+        due = known.rested_at + known.pause
+        if due > latest:
+            return 0.0
+        return min(latest, due + LATENESS * min(known.pause, self._patience) + LEAST)

@@ -10,7 +10,9 @@ they came. A turn is one run through the blocks; it takes
 
 What 2 and 3 add is bounded by what it costs: while a client decodes, a turn takes at most
 `STRETCH` times as long as one with a decode step of each client alone. So neither a long prompt nor
-a client with twenty sessions makes another one's tokens come at less than half of their pace.
+a client with twenty sessions makes another one's tokens come at less than half of their pace. Where
+any piece of a long step costs more than that (`TurnCost.piece`: on a GPU), what turns leave unused
+is saved until it pays for a whole piece: the same pace over some turns, instead of in each.
 
 A step that needs pages of the attention cache begins when there are enough. Until then it waits:
 decode steps need one page at most and go first, long steps stand in line. A step whose deadline
@@ -130,6 +132,7 @@ class Scheduler:
         self._among_clients = FairQueue()
         self._among_sessions: dict[Hashable, FairQueue] = {}
         self._read_at: dict[Hashable, float] = {}
+        self._saved = 0.0
 
     def __len__(self) -> int:
         """Steps that wait or are part done."""
@@ -181,11 +184,17 @@ class Scheduler:
             self._among_clients.pick(sorted(clients, key=self._age))  # the level follows the least
         self._read_at.update(dict.fromkeys(heads.decode, now))
         pieces = self._first_of_each(heads.decode)
+        spare = self._spare(pieces)
+        for_long = spare / 2 if heads.long else 0.0
         alone = len(clients | self._read_at.keys()) <= 1
-        room = self.max_rows if alone else self._room_beside(pieces)
-        pieces += self._more_rows(heads.decode, pieces, -(-room // 2) if heads.long else room)
-        if heads.long:
-            pieces.append(self._long_piece(heads.long, pieces))
+        room = self.max_rows if alone else self.cost.rows_within(spare - for_long)
+        more = self._more_rows(heads.decode, pieces, room)
+        for_long = max(for_long, spare - self.cost.of_row * sum(tokens for _, tokens in more))
+        pieces += more
+        if not heads.long:
+            self._saved = 0.0
+        elif (piece := self._long_piece(heads.long, bool(pieces), for_long)) is not None:
+            pieces.append(piece)
         for work, _ in pieces:
             work.begun = True
         return Turn(tuple(pieces), expired)
@@ -241,13 +250,11 @@ class Scheduler:
             rows += work.tokens
         return pieces
 
-    def _room_beside(self, pieces: list[tuple[Work, int]]) -> int:
-        """How many tokens may ride along with one decode step of each who reads along, also of
-        those whose next step is still on its way."""
-        tokens = sum(count for _, count in pieces)
-        readers = max(tokens, len(self._read_at))
-        longest = STRETCH * self.cost.seconds(readers)
-        return max(0, self.cost.tokens_within(longest) - readers)
+    def _spare(self, pieces: list[tuple[Work, int]]) -> float:
+        """What may ride along with one decode step of each who reads along, also of those whose
+        next step is still on its way: seconds."""
+        readers = max(sum(count for _, count in pieces), len(self._read_at))
+        return (STRETCH - 1) * self.cost.seconds(readers)
 
     def _more_rows(
         self, decode: dict[Hashable, list[Work]], first: list[tuple[Work, int]], room: int
@@ -273,16 +280,24 @@ class Scheduler:
         return pieces
 
     def _long_piece(
-        self, long: dict[Hashable, list[Work]], rows: list[tuple[Work, int]]
-    ) -> tuple[Work, int]:
+        self, long: dict[Hashable, list[Work]], beside: bool, spare: float
+    ) -> tuple[Work, int] | None:
+        """A piece that costs what may be spent; None if that has to be saved up first. `beside`
+        decode steps only: a turn without any would do nothing."""
         client = min(sorted(long, key=self._age), key=self._among_clients.share)
         work = self._pick_session(client, long[client])
-        if not rows and self._read_at.keys() <= {client}:
-            return work, min(work.remaining, self.chunk_tokens)  # nobody is made to wait
-        first = {other.payer: (other, tokens) for other, tokens in reversed(rows)}
-        spent = sum(tokens for _, tokens in rows) - sum(tokens for _, tokens in first.values())
-        room = max(SMALLEST_PIECE, self._room_beside(list(first.values())) - spent)
-        return work, min(work.remaining, room, self.chunk_tokens)
+        longest = min(work.remaining, self.chunk_tokens)
+        if not beside and self._read_at.keys() <= {client}:
+            self._saved = 0.0
+            return work, longest  # nobody is made to wait
+        if not self.cost.piece:
+            return work, min(longest, max(SMALLEST_PIECE, self.cost.tokens_within(spare)))
+        price = self.cost.piece_seconds(longest)
+        self._saved += spare
+        if beside and self._saved < price:
+            return None
+        self._saved = max(0.0, self._saved - price)
+        return work, longest
 
     def _pick_session(self, client: Hashable, works: list[Work]) -> Work:
         shares = self._among_sessions.setdefault(client, FairQueue())

@@ -51,6 +51,7 @@ class AutoDistributedModelForCausalLM:
         known: bool = False,
         lan: bool | None = None,
         replan: bool | None = None,
+        standby: bool = False,
         connect: Connect = swarm_link,
     ) -> DistributedModelForCausalLM:
         """A model whose blocks are served by the swarm, connected to it.
@@ -60,14 +61,24 @@ class AutoDistributedModelForCausalLM:
         asked. `swarm_key`: the key file of a private swarm ($SWARMD_SWARM_KEY). `dtype`: what the
         peers must compute in (default: what the cheapest chain does; "auto" says the same).
         `quantization`, `known`, `state_dir` and `wait` (seconds) are those of `swarmd generate`;
-        `lan=False` is its `--no-lan` ($SWARMD_NO_LAN), `replan` its `--replan` and `--no-replan`.
+        `lan=False` is its `--no-lan` ($SWARMD_NO_LAN), `replan` its `--replan` and `--no-replan`,
+        `standby` its `--standby`.
         `connect` is for tests.
 
         Blocks for as long as a download takes. Raises UsageError, ModelError, UnsupportedModel,
         BootstrapFailed if no node answers, NoRoute if blocks are served by nobody.
         """
         options = _options(
-            peers, swarm_key, state_dir, dtype, quantization, wait, known, lan, replan
+            peers,
+            swarm_key,
+            state_dir,
+            dtype,
+            quantization,
+            wait,
+            known,
+            lan,
+            replan,
+            standby,
         )
         folder = resolve_model(None if model is None else os.fspath(model), client=True)
         loop = LoopThread(lambda: connect(folder, options), name="swarmd-hf")
@@ -103,12 +114,22 @@ class AutoDistributedModelForSequenceClassification:
         known: bool = False,
         lan: bool | None = None,
         replan: bool | None = None,
+        standby: bool = False,
         connect: Connect = swarm_link,
     ) -> DistributedModelForSequenceClassification:
         """As :meth:`AutoDistributedModelForCausalLM.from_pretrained`. Raises ModelError as well if
         the checkpoint has no output layer of a classifier."""
         options = _options(
-            peers, swarm_key, state_dir, dtype, quantization, wait, known, lan, replan
+            peers,
+            swarm_key,
+            state_dir,
+            dtype,
+            quantization,
+            wait,
+            known,
+            lan,
+            replan,
+            standby,
         )
         folder = resolve_model(os.fspath(model), client=True)
         loop = LoopThread(lambda: connect(folder, options), name="swarmd-hf")
@@ -136,6 +157,7 @@ def _options(
     known: bool,
     lan: bool | None,
     replan: bool | None,
+    standby: bool,
 ) -> LinkOptions:
     """Raises UsageError."""
     if isinstance(peers, str):
@@ -167,6 +189,7 @@ def _options(
         dtype=None if wanted == "auto" else wanted,
         wait=wait,
         replan=replan,
+        standby=standby,
     )
 
 

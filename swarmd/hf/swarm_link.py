@@ -38,6 +38,7 @@ class LinkOptions:
     """None: that of the cheapest chain."""
     wait: float = 0.0
     replan: bool | None = None
+    standby: bool = False
 
 
 class SwarmLink:
@@ -162,7 +163,7 @@ async def swarm_link(folder: ModelFolder, options: LinkOptions) -> AsyncIterator
         )
         for liar in liars:
             router.convict(liar)
-        config = SessionConfig(wait=options.wait, replan=options.replan)
+        config = SessionConfig(wait=options.wait, replan=options.replan, standby=options.standby)
         link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, config=config)
         async with link:
             yield link

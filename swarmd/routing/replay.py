@@ -174,6 +174,10 @@ class Replay:
         """Whether all positions before `end` have arrived before each hop."""
         return all(hop.arrived >= end for hop in self._hops)
 
+    def take_number(self) -> int:
+        """A step number that is used for nothing else, higher than those before."""
+        return next(self._numbers)
+
     def is_linked(self, key: int) -> bool:
         return self._hop(key).linked
 

@@ -11,7 +11,7 @@ import pytest
 from swarmd.blocks import Span
 from swarmd.peers import PeerInfo
 from tests.api.browser import CHROMIUM, Tab, tab
-from tests.api.conftest import SPANS, served
+from tests.api.conftest import SPANS, Served, served
 from tests.conftest import Runner
 from tests.local_swarm import LocalPeer, LocalSwarm
 
@@ -21,6 +21,12 @@ KEY = "a-key-of-these-tests"
 EVIL = "<img src=x onerror=alert(1)>"
 LIVE = "document.getElementById('status')?.dataset.state === 'live'"
 ANSWERED = "document.querySelector('.assistant:not(.busy) .text')?.textContent.length > 20"
+
+
+async def never_ending(server: Served) -> None:
+    """Let no answer end by itself: one that is drawn by chance may do so at any token."""
+    await server.gateway.load()
+    server.gateway.text.eos_token_ids = frozenset()
 
 
 async def ask(page: Tab, text: str) -> None:
@@ -42,6 +48,7 @@ def test_the_swarm_a_chat_a_failover_and_a_hole(
 
     async def work() -> None:
         async with served(long_swarm, [*SPANS, Span(3, 6)]) as server, tab(tmp_path) as page:
+            await never_ending(server)
             await page.open(server.url)
             await page.until(LIVE)
             await page.until("document.querySelectorAll('#peers tr').length === 3")
@@ -93,6 +100,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(
 ) -> None:
     async def work() -> None:
         async with served(swarm, keys=(KEY,)) as server, tab(tmp_path) as page:
+            await never_ending(server)
             await page.open(server.url)
             await page.until("document.activeElement?.id === 'key'")
             await page.write("a-key-that-is-wrong")

@@ -72,12 +72,15 @@ def test_turns_share_a_session_and_are_exact(swarm: LocalSwarm, run_async: Runne
     run_async(scenario())
 
 
-def test_whether_to_move_is_handed_on(swarm: LocalSwarm, run_async: Runner) -> None:
+def test_whether_to_move_and_to_have_others_stand_by_is_handed_on(
+    swarm: LocalSwarm, run_async: Runner
+) -> None:
     async def scenario() -> None:
-        async with swarm.running(SPANS), new_chat(swarm, replan=False) as chat:
+        async with swarm.running(SPANS), new_chat(swarm, replan=False, standby=True) as chat:
             await talk(chat, SAID[:1])
             assert chat._session is not None
             assert chat._session.config.replan is False
+            assert chat._session.config.standby
 
     run_async(scenario())
 

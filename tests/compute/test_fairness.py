@@ -55,7 +55,7 @@ def test_many_who_decode_do_not_slow_one_who_decodes() -> None:
     a step of each client."""
     got = costs_of(100, {"many": 20, "single": 1}, tokens=1)
     assert got["single"] == 100
-    assert got["many"] <= 100 * (COST.tokens_within(STRETCH * COST.seconds(2)) - 1)
+    assert got["many"] <= 100 * (1 + COST.rows_within((STRETCH - 1) * COST.seconds(2)))
     assert got["many"] > 100, "what costs little is not held back"
 
 
@@ -86,7 +86,10 @@ def test_a_decode_steps_turn_is_stretched_so_far_and_no_further(
         assert (decode, tokens) in pieces
         beside = sum(ran for work, ran in pieces if work is not decode)
         longest = STRETCH * COST.seconds(tokens)
-        assert beside <= SMALLEST_PIECE or COST.seconds(tokens + beside) <= longest
+        assert (
+            beside <= SMALLEST_PIECE
+            or COST.seconds(tokens) + COST.piece_seconds(beside) <= longest + 1e-9
+        )
         assert beside > 0
         for work, ran in pieces:
             queue.advance(work, ran)
@@ -102,9 +105,46 @@ def test_chunks_are_long_again_when_nobody_reads_along() -> None:
             queue.advance(work, ran)
             if work.session == "long":
                 seen.append(ran)
-    beside = COST.tokens_within(STRETCH * COST.seconds(1)) - 1
+    beside = COST.tokens_within((STRETCH - 1) * COST.seconds(1))
     assert seen == [beside, beside, CHUNK]
     assert beside < CHUNK
+
+
+@given(
+    st.floats(0, 100), st.floats(0.01, 1), st.integers(0, 5), st.integers(1, 20)
+)  # fmt: skip
+def test_a_piece_that_costs_more_than_a_turn_leaves_is_saved_up(
+    piece: float, token: float, others: int, sessions: int
+) -> None:
+    """Whoever decodes has half of its pace over some turns, and the long step goes on."""
+    cost = TurnCost(8.0, token, row=0.1, piece=piece)
+    queue = Scheduler(chunk_tokens=CHUNK, decode_tokens=DECODE, max_rows=32, cost=cost)
+    long = Work(0, "long", 10_000, client="long")
+    queue.add(long)
+    key, spent, alone = 1, 0.0, 0.0
+    turns = 300
+    waiting: set[object] = set()
+    for _ in range(turns):
+        for client in range(1 + others):
+            for session in range(sessions):
+                if (client, session) not in waiting:
+                    queue.add(Work(key, (client, session), 1, client=client))
+                    waiting.add((client, session))
+                    key += 1
+        pieces = queue.next_turn(0.0).pieces
+        assert {work.client for work, _ in pieces} >= set(range(1 + others)), "all who decode run"
+        rows = sum(ran for work, ran in pieces if work is not long)
+        spent += cost.seconds(rows)
+        alone += cost.seconds(1 + others)
+        for work, ran in pieces:
+            if work is long:
+                spent += cost.piece_seconds(ran)
+            else:
+                waiting.discard(work.session)
+            queue.advance(work, ran)
+    assert long.done > 0
+    smallest = turns * token * SMALLEST_PIECE if not piece else 0.0
+    assert spent <= STRETCH * alone + smallest + cost.piece_seconds(CHUNK)
 
 
 @given(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.compute.gathering import LEAST, PATIENCE, SLACK, Gathering
+from swarmd.compute.gathering import LATENESS, LEAST, PATIENCE, Gathering
 
 
 def decoding(*pauses: float, turn: float = 0.08) -> Gathering:
@@ -23,22 +23,30 @@ def decoding(*pauses: float, turn: float = 0.08) -> Gathering:
 
 def test_who_is_due_is_waited_for_as_long_as_it_may_take() -> None:
     gathering = decoding(0.002, 0.004)
-    assert gathering.until(10.0) == pytest.approx(10.0 + SLACK * 0.004 + LEAST)
+    late = 1 + LATENESS
+    assert gathering.until(10.0, 10.0) == pytest.approx(10.0 + late * 0.004 + LEAST)
     gathering.arrived(1, 10.001)
-    assert gathering.until(10.002) == pytest.approx(10.0 + SLACK * 0.002 + LEAST)
+    assert gathering.until(10.002, 10.0) == pytest.approx(10.0 + late * 0.002 + LEAST)
     gathering.arrived(0, 10.002)
-    assert gathering.until(10.002) is None
+    assert gathering.until(10.002, 10.0) is None
 
 
 def test_who_is_late_is_waited_for_no_longer() -> None:
-    assert decoding(0.002).until(10.0 + SLACK * 0.002 + 2 * LEAST) is None
+    assert decoding(0.002).until(10.0 + (1 + LATENESS) * 0.002 + 2 * LEAST, 10.0) is None
+
+
+def test_who_comes_back_from_another_node_is_waited_for_when_it_is_due() -> None:
+    gathering = decoding(0.1)  # a turn of another node, beside 0.08 s here
+    assert gathering.until(10.0, 10.0) is None
+    assert gathering.until(10.09, 10.09) == pytest.approx(10.1 + LATENESS * PATIENCE * 0.08 + LEAST)
+    assert gathering.until(10.09, 10.0) is None, "no longer than a share of a turn in all"
 
 
 def test_who_lives_far_away_is_not_waited_for() -> None:
     gathering = decoding(PATIENCE * 0.08 + 0.001)
-    assert gathering.until(10.0) is None
+    assert gathering.until(10.0, 10.0) is None
     gathering.ran(0.2)  # a longer turn has more patience
-    assert gathering.until(10.0) is not None
+    assert gathering.until(10.0, 10.0) is not None
 
 
 def test_who_is_new_closed_or_busy_is_not_waited_for() -> None:
@@ -49,9 +57,9 @@ def test_who_is_new_closed_or_busy_is_not_waited_for() -> None:
     gathering.finished(1, 10.001)
     gathering.arrived("new", 10.0)
     gathering.finished("new", 10.001)  # its pause is not known yet
-    assert gathering.until(10.001) is None
+    assert gathering.until(10.001, 10.001) is None
     gathering.finished(1, 10.002)
-    assert gathering.until(10.002) is not None
+    assert gathering.until(10.002, 10.002) is not None
 
 
 EVENTS = st.lists(
@@ -78,7 +86,7 @@ def test_nobody_is_waited_for_longer_than_a_share_of_a_turn(
             else:
                 getattr(gathering, kind)(session, now)
                 steps[session] = max(0, steps[session] + (1 if kind == "arrived" else -1))
-        until = gathering.until(now)
-        assert until is None or now < until <= now + patience
+        until = gathering.until(now, now - 0.01)
+        assert until is None or now < until <= now - 0.01 + patience
         if all(steps.values()):
             assert until is None, "all have a step already"

@@ -104,7 +104,9 @@ class Serving:
                 quantization=options.quantization,
                 rng=random.Random(7),
             )
-            config = SessionConfig(wait=options.wait, replan=options.replan)
+            config = SessionConfig(
+                wait=options.wait, replan=options.replan, standby=options.standby
+            )
             link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, config=config)
             async with link:
                 yield link
