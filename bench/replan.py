@@ -6,7 +6,7 @@ with the same blocks. The answer goes on meanwhile: once by a session that stays
 once by one that may move. Both answers must be equal. Client and daemons share one machine, so a
 node that loads, and a replay, slow the answer down more here than in a swarm of several machines.
 
-    python -m bench.replan [--tokens 200] [--join-at 20] [--running 0.03] [--stopped 0.07]
+    python -m bench.replan [--tokens 200] [--join-at 8] [--running 0.03] [--stopped 0.06]
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ async def answer(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--join-at", type=int, default=20)
+    parser.add_argument("--join-at", type=int, default=8)
     parser.add_argument("--running", type=float, default=0.03)
-    parser.add_argument("--stopped", type=float, default=0.07)
+    parser.add_argument("--stopped", type=float, default=0.06)
     options = parser.parse_args()
 
     async def load() -> ClientModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -139,7 +140,11 @@ class Migration:
 
     async def _try(self) -> None:
         """Measure steps on the new chain. Raises NotWorthIt."""
-        seconds = min([await self._timed(*self.precopy.again()) for _ in range(TRIALS)])
+        seconds = math.inf
+        for _ in range(TRIALS):
+            if not self.precopy.done:  # the session was cut back to its start
+                return
+            seconds = min(seconds, await self._timed(*self.precopy.again()))
         if not self._confirms(seconds):
             raise NotWorthIt(f"a step takes {1e3 * seconds:.0f} ms there")
         self.step_seconds = seconds

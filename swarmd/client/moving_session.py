@@ -236,6 +236,8 @@ class MovingSession:
             replay = 2 * chunks * self._price(chain.hops, size).seconds  # half of it are pauses
             if not other.penalty:
                 found = Offer(self._price(self.chain, tokens).seconds, other.seconds, replay)
+        log.debug("a step takes %.1f ms; what else there is: %s",
+                  1e3 * self._replanning.step_seconds, found)  # fmt: skip
         left, now = self.max_length - self._held, router.clock.monotonic()
         if not self._replanning.looked(found, left, now):
             return None

@@ -14,6 +14,7 @@ import torch
 
 from swarmd.blocks import Span
 from swarmd.client.generate import decode_tokens, forward
+from swarmd.client.migration import Migration
 from swarmd.client.moving_session import MovingSession
 from swarmd.client.sampling import Sampler, SamplingConfig
 from swarmd.client.session import Session
@@ -23,6 +24,7 @@ from swarmd.compute.block_span import BlockSpan
 from swarmd.compute.ends import ModelEnds
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.routing.chain import Chain, Hop
+from swarmd.routing.precopy import Precopy
 from swarmd.routing.replanning import ReplanConfig
 from tests.chain.answers import PROMPT, SPANS
 from tests.conftest import Runner
@@ -244,7 +246,7 @@ def test_who_is_slower_than_announced_is_found_out_before_the_move(
     async def work() -> None:
         swarm = LocalSwarm(folder)
         for span in (*SPANS, Span(0, 6)):
-            slow_down(swarm._load(span, "none"), SLOW * 12 if len(span) == 6 else SLOW)
+            slow_down(swarm._load(span, "none"), SLOW * 7 if len(span) == 6 else SLOW)
         async with scene(swarm, ends) as here, here.session() as session:
             here.announce()
             tokens: list[int] = []
@@ -320,6 +322,29 @@ def test_a_cancelled_step_leaves_the_session_where_it_was(
             torch.testing.assert_close(again, wanted, rtol=0, atol=1e-5)
 
     run_async(work())
+
+
+def test_a_session_that_begins_anew_during_the_trial(run_async: Runner) -> None:
+    class NewChain:
+        chain = ()
+
+        async def step(self, start: int, data: bytes, tokens: int) -> bytes:
+            migration.begin_step(0)
+            return data
+
+    precopy = Precopy(5, 1.0)
+    precopy.next(0)
+    precopy.ended()
+    migration = Migration(
+        NewChain(),  # type: ignore[arg-type]
+        precopy,
+        inputs=lambda start, end: bytes(end - start),
+        confirms=lambda seconds: True,
+        is_idle=lambda: False,
+    )
+    run_async(migration._try())
+    assert precopy.done == 0
+    assert migration.step_seconds == 0, "a trial that was cut short counts"
 
 
 def test_a_session_at_rest_moves_without_a_step(
