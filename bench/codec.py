@@ -1,8 +1,11 @@
-"""What zstandard over byte planes saves on real activations, and how fast it is.
+"""What the codecs save on real activations, how fast they are, and what int8 changes.
 
 The activations are those that a chain of two sends between its hops: SmolLM2 after block 15, on a
-text of 512 tokens. The baseline in the same run is zstandard over the bytes as they lie. The
-figures are the constants of `swarmd/wire/tensors.py`.
+text of 512 tokens. The baseline of zstandard over byte planes, in the same run, is zstandard over
+the bytes as they lie. The figures are the constants of `swarmd/wire/tensors.py`.
+
+What int8 changes is shown on a fixed text, as in `bench/quantize.py`: three hops, with each tensor
+to and from each of them rounded, against the same hops and none.
 
     python -m bench.codec [--rounds 7]
 """
@@ -17,6 +20,7 @@ from pathlib import Path
 import torch
 import zstandard
 
+from bench.quantize import TEXT
 from bench.report import save, show
 from swarmd.blocks import Span
 from swarmd.client.text import TextCodec
@@ -58,12 +62,63 @@ def measure(data: bytes, meta: TensorMeta, rounds: int) -> tuple[float, float, f
     )
 
 
+def rounded(hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states as they are after a transfer in int8."""
+    name = str(hidden.dtype).removeprefix("torch.")
+    meta = TensorMeta(name, tuple(hidden.shape), "int8")
+    payload = encode(hidden.contiguous().view(torch.uint8).numpy().tobytes(), meta)
+    raw = decode(bytearray(payload), meta, max_bytes=meta.n_bytes)
+    return torch.frombuffer(raw, dtype=hidden.dtype).reshape(hidden.shape)
+
+
+def int8(hidden: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Share saved, seconds a byte for both ends (median), and errors: of all values together, and
+    the largest one, as shares of the values' norm and of the largest value."""
+    name = str(hidden.dtype).removeprefix("torch.")
+    meta = TensorMeta(name, tuple(hidden.shape), "int8")
+    data = hidden.view(torch.uint8).numpy().tobytes()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        after = rounded(hidden)
+        times.append(time.perf_counter() - began)
+    error = (after.double() - hidden.double()).abs()
+    return {
+        "saved": 1 - len(encode(data, meta)) / len(data),
+        "seconds_per_byte": statistics.median(times) / len(data),
+        "error": float(error.norm() / hidden.double().norm()),
+        "largest_error": float(error.max() / hidden.double().abs().max()),
+    }
+
+
+def likelihoods() -> dict[str, float]:
+    """Of a text in three hops, with and without int8: nats a token, and how often the likeliest
+    next token is the same."""
+    folder = resolve_model(None)
+    ids = torch.tensor([TextCodec(folder.path, eos_token_ids=()).encode(TEXT)])
+    ends = ModelEnds(folder, dtype="float32")
+    hops = [BlockSpan(folder, Span(n, n + 10), dtype="float32") for n in (0, 10, 20)]
+    likeliest, nats = [], []
+    for through in (lambda hidden: hidden, rounded):
+        hidden = ends.embed(ids, 0)
+        for hop in hops:
+            hidden = through(SoleSession(hop, ids.shape[1]).step(through(hidden)))
+        scores = ends.logits(hidden).float().log_softmax(-1).reshape(ids.shape[1], -1)
+        nats.append(float(-scores[:-1].gather(1, ids[0, 1:, None]).mean()))
+        likeliest.append(scores.argmax(-1))
+    same = (likeliest[0] == likeliest[1]).float().mean()
+    return {
+        "tokens": ids.shape[1], "nats": nats[0], "nats_int8": nats[1], "same_token": float(same),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     hidden = activations()
-    figures, rows = {}, []
+    figures: dict[str, dict[str, float]] = {}
+    rows, rows8 = [], []
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         tensor = hidden.to(dtype).contiguous()
         data = tensor.view(torch.uint8).numpy().tobytes()
@@ -86,10 +141,27 @@ def main() -> None:
                 f"{8e-6 * pays_below:.0f} Mbit/s",
             )
         )
+        of_int8 = int8(tensor, options.rounds)
+        figures[f"{name}, int8"] = of_int8
+        rows8.append((name, f"{100 * of_int8['saved']:.1f} %",
+                      f"{1e-6 / of_int8['seconds_per_byte']:.0f} MB/s",
+                      f"{100 * of_int8['error']:.2f} %",
+                      f"{100 * of_int8['largest_error']:.2f} %"))  # fmt: skip
     show(
         f"zstd level {ZSTD_LEVEL} on activations of {TOKENS} tokens, both ends",
         ("dtype", "saved, planes", "saved, plain", "rate", "pays on links below"),
         rows,
+    )
+    show(
+        f"int8 on activations of {TOKENS} tokens, both ends",
+        ("dtype", "saved", "rate", "error", "largest error"),
+        rows8,
+    )
+    figures["text"] = text = likelihoods()
+    show(
+        f"int8 on a text of {text['tokens']:.0f} tokens, three hops, float32",
+        ("nats a token", "with int8", "same likeliest token"),
+        [(f"{text['nats']:.4f}", f"{text['nats_int8']:.4f}", f"{100 * text['same_token']:.1f} %")],
     )
     save("codec", {"tokens": TOKENS, "rounds": options.rounds, "level": ZSTD_LEVEL}, figures)
 

@@ -25,6 +25,7 @@ from swarmd.client.session_config import SessionConfig
 from swarmd.errors import SwarmdError
 from swarmd.routing.chain import Chain
 from swarmd.tasks import TaskOwner
+from swarmd.wire.codecs import CodecChoice
 from swarmd.wire.pool import Pool
 
 __all__ = ["Answers"]
@@ -40,6 +41,7 @@ class _Host(Protocol):
     limits: ApiLimits
     counts: ApiCounts
     replan: bool | None
+    codec: CodecChoice
     standby: bool
 
     @property
@@ -90,6 +92,7 @@ class Answers:
                 config=SessionConfig(
                     busy_patience=host.limits.busy_patience,
                     replan=host.replan,
+                    codec=host.codec,
                     standby=host.standby,
                 ),
             )

@@ -24,6 +24,7 @@ from swarmd.client.swarm import choose_chain
 from swarmd.client.text import TextCodec
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.errors import NoRoute
+from swarmd.wire.codecs import CodecChoice
 from swarmd.wire.pool import Pool
 
 __all__ = ["AnyGateway", "Gateway", "Ground"]
@@ -53,11 +54,13 @@ class AnyGateway(abc.ABC):
         limits: ApiLimits | None = None,
         threads: int | None = None,
         replan: bool | None = None,
+        codec: CodecChoice = "auto",
         standby: bool = False,
     ) -> None:
-        """`replan`, `standby`: as in :class:`SessionConfig`."""
+        """`replan`, `codec`, `standby`: as in :class:`SessionConfig`."""
         self.limits = limits or ApiLimits()
         self.replan = replan
+        self.codec: CodecChoice = codec
         self.standby = standby
         self.counts = ApiCounts()
         self.places = Places(self.limits.concurrent)
@@ -184,9 +187,10 @@ class Gateway(AnyGateway):
         limits: ApiLimits | None = None,
         threads: int | None = None,
         replan: bool | None = None,
+        codec: CodecChoice = "auto",
         standby: bool = False,
     ) -> None:
-        super().__init__(limits, threads, replan, standby)
+        super().__init__(limits, threads, replan, codec, standby)
         self._ground = Ground(folder, pool, router)
 
     def ground(self) -> Ground:

@@ -14,6 +14,7 @@ import click
 from swarmd.cli.api_keys import api_key_options, checked_keys
 from swarmd.cli.membership import Membership, membership
 from swarmd.cli.options import (
+    codec_option,
     log_options,
     model_option,
     peer_option,
@@ -28,6 +29,7 @@ from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.routing.edges import Route
 from swarmd.routing.query import CHAIN_QUANTIZATIONS
+from swarmd.wire.codecs import CodecChoice
 
 if TYPE_CHECKING:
     from swarmd.api.keys import ApiKeys
@@ -46,6 +48,7 @@ class _Request:
     quantization: str
     route: Route
     replan: bool | None
+    codec: CodecChoice
     standby: bool
     known: bool
     threads: int | None
@@ -106,6 +109,7 @@ class _Request:
 )
 @route_option
 @replan_option
+@codec_option
 @standby_option
 @click.option(
     "--known",
@@ -136,6 +140,7 @@ def command(
     quantization: str,
     route: Route,
     replan: bool | None,
+    codec: CodecChoice,
     standby: bool,
     known: bool,
     threads: int | None,
@@ -171,7 +176,7 @@ def command(
     )
     request = _Request(
         host, port, model, membership(peers, invites, swarm_key), not no_lan, quantization, route,
-        replan, standby, known, threads, state_dir,
+        replan, codec, standby, known, threads, state_dir,
     )  # fmt: skip
     run(_until_signal(request, keys, limits))
 
@@ -218,7 +223,7 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
         gateway = Gateway(
             folder, pool, router,
             limits=limits, threads=request.threads, replan=request.replan,
-            standby=request.standby,
+            codec=request.codec, standby=request.standby,
         )  # fmt: skip
         collectors = [DhtCollector(lambda: swarm.directory)]
         async with (

@@ -18,6 +18,7 @@ from swarmd.cli.drafting import check_speculation, load_drafting, speculation_op
 from swarmd.cli.loop_thread import LoopThread
 from swarmd.cli.membership import Membership, membership
 from swarmd.cli.options import (
+    codec_option,
     log_options,
     model_option,
     peer_option,
@@ -33,6 +34,7 @@ from swarmd.invite import Invite
 from swarmd.peers import Address
 from swarmd.routing.edges import Route
 from swarmd.state import StateFolder
+from swarmd.wire.codecs import CodecChoice
 
 __all__ = ["command"]
 
@@ -91,6 +93,7 @@ class _Request:
 @quantization_option
 @route_option
 @replan_option
+@codec_option
 @standby_option
 @speculation_options
 @click.option(
@@ -124,6 +127,7 @@ def command(
     quantization: str,
     route: Route,
     replan: bool | None,
+    codec: CodecChoice,
     standby: bool,
     speculate: int | None,
     draft: str | None,
@@ -158,7 +162,7 @@ def command(
 
     StopWatch(stops)  # refuses an empty one before anything is loaded
     sampler = Sampler(SamplingConfig(temperature, top_k, top_p, repetition_penalty, seed))
-    config = ChatConfig(context, max_new_tokens, stops, wait, threads, replan, standby)
+    config = ChatConfig(context, max_new_tokens, stops, wait, threads, replan, codec, standby)
     history = StateFolder(state_dir).chat_history
     with LoopThread(lambda: _open(request, sampler, config)) as loop:
         loop.value.dialogue.system = system

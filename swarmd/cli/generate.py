@@ -18,6 +18,7 @@ from swarmd.cli.drafting import check_speculation, load_drafting, speculation_op
 from swarmd.cli.generate_report import report
 from swarmd.cli.membership import Membership, membership
 from swarmd.cli.options import (
+    codec_option,
     log_options,
     model_option,
     peer_option,
@@ -35,6 +36,7 @@ from swarmd.peers import Address
 from swarmd.routing.edges import Route
 from swarmd.running import running_nodes
 from swarmd.state import StateFolder
+from swarmd.wire.codecs import CodecChoice
 
 __all__ = ["Request", "command"]
 
@@ -56,6 +58,7 @@ class Request:
     quantization: str
     route: Route
     replan: bool | None
+    codec: CodecChoice
     standby: bool
     speculate: int | None
     draft: str | None
@@ -63,6 +66,7 @@ class Request:
     threads: int | None
     state_dir: Path | None
     known: bool
+    verbose: bool
 
 
 @click.command("generate")
@@ -101,6 +105,7 @@ class Request:
 @quantization_option
 @route_option
 @replan_option
+@codec_option
 @standby_option
 @speculation_options
 @click.option(
@@ -137,6 +142,7 @@ def command(
     quantization: str,
     route: Route,
     replan: bool | None,
+    codec: CodecChoice,
     standby: bool,
     speculate: int | None,
     draft: str | None,
@@ -160,6 +166,10 @@ def command(
     set_up_logging(log_format, verbose=verbose, quiet=True)
     if system is not None and not chat:
         raise UsageError("--system needs --chat")
+    if verify > 0 and codec == "int8":
+        raise UsageError(
+            "--verify cannot tell a lie from what int8 rounds away: use another --codec"
+        )
     if verify > 0:  # outputs of peers with other weights cannot be compared
         if quantization == "any":
             raise UsageError("--verify needs peers of one quantization: use --quantization one")
@@ -169,8 +179,8 @@ def command(
         prompt = sys.stdin.read()
     request = Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, quantization, route, replan, standby, speculate, draft,
-        as_json, threads, state_dir, known,
+        chat, system, wait, verify, quantization, route, replan, codec, standby, speculate, draft,
+        as_json, threads, state_dir, known, verbose,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -267,6 +277,7 @@ async def _generate(request: Request, sampling: Any) -> None:
                 wait=request.wait,
                 checks=CheckConfig(request.verify, keep=evidence.async_record, own=own),
                 replan=request.replan,
+                codec=request.codec,
                 standby=request.standby,
             ),
             on_story=_note,
@@ -299,7 +310,7 @@ async def _generate(request: Request, sampling: Any) -> None:
             give_out(answer.finish())
         report(
             request, session, times, prompt_ids, answer.token_ids, answer.text, ready - STARTED,
-            predicted, drafting,
+            predicted, drafting, [router.bandwidth(hop.peer) for hop in session.chain],
         )  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from swarmd.cli.runtime import stderr
+from swarmd.wire.tensors import MIN_COMPRESSED_BYTES, ZSTD_PAYS_BELOW
 
 if TYPE_CHECKING:
     from swarmd.cli.generate import Request
@@ -25,8 +27,10 @@ def report(
     start_up: float,
     predicted: float,
     drafting: Any,
+    bandwidths: Sequence[float],
 ) -> None:
-    """The JSON object to stdout, or a line to stderr. `start_up` and `predicted` are seconds."""
+    """The JSON object to stdout, or a line to stderr. `start_up` and `predicted` are seconds,
+    `bandwidths` to the hops bytes a second, measured or assumed."""
     recoveries = session.statistics.recoveries
     if request.as_json:
         click.echo(
@@ -78,6 +82,8 @@ def report(
                         "queue_seconds": round(session.statistics.queue_seconds, 5),
                         "forwarded": session.statistics.forwarded,
                         "wire_bytes": session.statistics.wire_bytes,
+                        "decode_bytes": session.statistics.decode_bytes,
+                        "codecs": dict(session.statistics.codecs),
                     },
                 },
                 ensure_ascii=False,
@@ -108,6 +114,28 @@ def report(
     if session.checks is not None:
         line += "; " + _checks_line(session.checks)
     stderr.print(line, markup=False, style="dim", soft_wrap=True)
+    if request.verbose:
+        line = _bytes_line(session, bandwidths, request.codec)
+        stderr.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def _bytes_line(session: Any, bandwidths: Sequence[float], choice: str) -> str:
+    """What went through this client, and why in which codec. Hops that forward to one another send
+    as much again, of which nothing is known here."""
+    found = session.statistics
+    line = "this client sent and received"
+    if found.decode_steps:
+        line += f" {found.decode_bytes / found.decode_steps:,.0f} bytes a step of one token, and"
+    line += f" {(found.wire_bytes - found.decode_bytes) / 1e3:,.1f} kB for all others"
+    used = " and ".join(f"{count} in {codec}" for codec, count in sorted(found.codecs.items()))
+    line += f"; of the steps that it sent, {used}"
+    if choice != "auto":
+        return f"{line}, as asked for"
+    slowest = min(bandwidths) / 1e6
+    return (
+        f"{line}: zstd for {MIN_COMPRESSED_BYTES >> 10} KiB or more where a link has less than "
+        f"{ZSTD_PAYS_BELOW / 1e6:.0f} MB/s; the slowest has {slowest:,.1f}"
+    )
 
 
 def _checks_line(checks: Any) -> str:

@@ -15,10 +15,12 @@ from swarmd.invite import Invite
 from swarmd.membership import parse_node
 from swarmd.peers import Address
 from swarmd.routing.query import CHAIN_QUANTIZATIONS
+from swarmd.wire.codecs import CODEC_CHOICES
 
 __all__ = [
     "allow_option",
     "blocks_value",
+    "codec_option",
     "log_options",
     "model_option",
     "peer_option",
@@ -99,6 +101,17 @@ def replan_option(command: F) -> F:
         default=None,
         help="Move to a clearly better chain in the middle of an answer, or never. "
         "[default: where peers compute in float32]",
+    )(command)
+
+
+def codec_option(command: F) -> F:
+    return click.option(
+        "--codec",
+        type=click.Choice(CODEC_CHOICES),
+        default="auto",
+        show_default=True,
+        help="How hidden states travel: raw, zstd, whichever suits the links (auto), or int8: a "
+        "byte a value, which changes answers a little.",
     )(command)
 
 

@@ -64,6 +64,8 @@ class ChainSession:
         self.dtype = chain.hops[0].peer.dtype
         if self.config.checks.fraction > 0 and len(chain.quantizations) > 1:
             raise ValueError("spot checks need a chain of one quantization")
+        if self.config.checks.fraction > 0 and self.config.codec == "int8":
+            raise ValueError("spot checks cannot tell a lie from what int8 rounds away")
         self._router = router
         self._pool = pool
         self._hidden_size = hidden_size
@@ -90,7 +92,8 @@ class ChainSession:
         self._ring = None if checked else RingLinks(router, self._machine)
         self._spares = Spares(
             router, pool, self._owner, self._machine, self._hops, self._inputs,
-            standby=self.config.standby, dtype=self.dtype, hidden_size=hidden_size,
+            standby=self.config.standby, codec=self.config.codec,
+            dtype=self.dtype, hidden_size=hidden_size,
             max_length=max_length, open_timeout=self.config.open_timeout, tell=self._tell,
         )  # fmt: skip
         self._lost_since: dict[int, tuple[float, str]] = {}
@@ -312,19 +315,21 @@ class ChainSession:
         path = [self._allowed(Due(key, run.number, tokens, False)) for key in run.path]
         data = self._inputs[run.hop].read(run.start, run.end)
         meta = TensorMeta(self.dtype, (1, tokens, self._hidden_size))
+        codec = choose_codec(len(data), self._router.bandwidth(hop.peer), self.config.codec)
         try:
             link.post(
                 run.number,
                 run.start,
                 data,
                 meta,
-                codec=choose_codec(len(data), self._router.bandwidth(hop.peer)),
+                codec=codec,
                 deadline=sum(path) * self._machine.under_way(run.hop),
                 forward=len(path) - 1,
             )
         except (PeerFailure, RemoteError) as error:
             self._failed(run.hop, error)
             return
+        self.statistics.codecs[codec] += 1
         for key in run.path[1:]:
             self._links[key].expect(run.number, meta)
 
@@ -372,6 +377,7 @@ class ChainSession:
             )
         self.statistics.wire_bytes += output.wire_bytes
         if keep.tokens == 1:
+            self.statistics.decode_bytes += output.wire_bytes
             self.statistics.compute_seconds += output.compute_seconds
             self.statistics.queue_seconds += output.queue_seconds
         self.statistics.forwarded += keep.fed

@@ -20,6 +20,7 @@ from swarmd.client.swarm import choose_chain
 from swarmd.compute.model_folder import ModelFolder
 from swarmd.errors import UsageError
 from swarmd.routing.chain import Chain
+from swarmd.wire.codecs import CodecChoice
 from swarmd.wire.pool import Pool
 
 __all__ = ["IDLE_LIMIT", "Answered", "Chat", "ChatConfig"]
@@ -39,6 +40,7 @@ class ChatConfig:
     wait: float = 0.0
     threads: int | None = None
     replan: bool | None = None
+    codec: CodecChoice = "auto"
     standby: bool = False
     """As in :class:`SessionConfig`."""
 
@@ -189,7 +191,10 @@ class Chat:
             hidden_size=self._folder.hidden_size,
             max_length=self._context,
             config=SessionConfig(
-                wait=self._config.wait, replan=self._config.replan, standby=self._config.standby
+                wait=self._config.wait,
+                replan=self._config.replan,
+                standby=self._config.standby,
+                codec=self._config.codec,
             ),
         )
         async with contextlib.AsyncExitStack() as stack:

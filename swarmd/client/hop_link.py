@@ -25,6 +25,7 @@ from swarmd.errors import (
     UnknownSession,
 )
 from swarmd.peers import PeerInfo
+from swarmd.wire.codecs import Codec
 from swarmd.wire.messages import (
     FEED_BYTES,
     SESSION_ID_BYTES,
@@ -42,7 +43,7 @@ from swarmd.wire.messages import (
     Unlinked,
 )
 from swarmd.wire.pool import Pool
-from swarmd.wire.tensors import Codec, TensorMeta, decode, encode, is_finite
+from swarmd.wire.tensors import TensorMeta, decode, encode, is_finite
 from swarmd.wire.transport import Greeted
 
 __all__ = ["HopEvent", "HopLink", "HopOutput", "Refused"]

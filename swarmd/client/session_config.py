@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 
 from swarmd.client.spot_checks import CheckConfig
 from swarmd.routing.chain import Hop
+from swarmd.wire.codecs import CodecChoice
 
 __all__ = ["Move", "Recovery", "SessionConfig", "SessionStatistics"]
 
@@ -25,6 +27,8 @@ class SessionConfig:
     """For how long peers without room are asked again within one step, or `wait` if longer."""
     wait: float = 0.0
     """How long to wait for somebody to serve blocks that nobody holds (`--wait`)."""
+    codec: CodecChoice = "auto"
+    """How hidden states travel (:mod:`swarmd.wire.tensors`). `int8` is lossy."""
     standby: bool = False
     """Whether a second peer for each hop holds a ready cache (`--standby`)."""
     checks: CheckConfig = field(default_factory=CheckConfig)
@@ -78,6 +82,10 @@ class SessionStatistics:
     decode_seconds: float = 0.0
     compute_seconds: float = 0.0
     queue_seconds: float = 0.0
+    decode_bytes: int = 0
+    """Of `wire_bytes`, what steps of one position took."""
+    codecs: Counter[str] = field(default_factory=Counter)
+    """How many steps were sent in which codec."""
     wire_bytes: int = 0
     forwarded: int = 0
     """Outputs of steps that came to their hop from the one before, not from here."""

@@ -26,6 +26,7 @@ from swarmd.routing.history import History
 from swarmd.routing.replay import Replay
 from swarmd.routing.shadow import Shadow
 from swarmd.tasks import TaskOwner
+from swarmd.wire.codecs import CodecChoice
 from swarmd.wire.pool import Pool
 from swarmd.wire.tensors import TensorMeta, choose_codec
 
@@ -66,6 +67,7 @@ class Spares:
         inputs: Mapping[int, History],
         *,
         standby: bool,
+        codec: CodecChoice,
         dtype: str,
         hidden_size: int,
         max_length: int,
@@ -79,6 +81,7 @@ class Spares:
         self._hops = hops
         self._inputs = inputs
         self._standby = standby
+        self._codec = codec
         self._dtype = dtype
         self._hidden_size = hidden_size
         self._max_length = max_length
@@ -213,7 +216,8 @@ class Spares:
         while run := shadow.next(len(history), number=self._machine.take_number(), chunk=chunk):
             data = history.read(run.start, run.end)
             meta = TensorMeta(self._dtype, (1, run.end - run.start, self._hidden_size))
-            codec = choose_codec(len(data), self._router.bandwidth(standby.hop.peer))
+            bandwidth = self._router.bandwidth(standby.hop.peer)
+            codec = choose_codec(len(data), bandwidth, self._codec)
             try:
                 standby.link.post(
                     run.number, run.start, data, meta, codec=codec, deadline=STEP_SECONDS

@@ -25,6 +25,7 @@ from swarmd.invite import Invite
 from swarmd.membership import membership, parse_node
 from swarmd.peers import Address
 from swarmd.routing.query import CHAIN_QUANTIZATIONS
+from swarmd.wire.codecs import CODEC_CHOICES, CodecChoice
 
 __all__ = ["AutoDistributedModelForCausalLM", "AutoDistributedModelForSequenceClassification"]
 
@@ -51,6 +52,7 @@ class AutoDistributedModelForCausalLM:
         known: bool = False,
         lan: bool | None = None,
         replan: bool | None = None,
+        codec: CodecChoice = "auto",
         standby: bool = False,
         connect: Connect = swarm_link,
     ) -> DistributedModelForCausalLM:
@@ -62,7 +64,7 @@ class AutoDistributedModelForCausalLM:
         peers must compute in (default: what the cheapest chain does; "auto" says the same).
         `quantization`, `known`, `state_dir` and `wait` (seconds) are those of `swarmd generate`;
         `lan=False` is its `--no-lan` ($SWARMD_NO_LAN), `replan` its `--replan` and `--no-replan`,
-        `standby` its `--standby`.
+        `codec` and `standby` its `--codec` and `--standby`.
         `connect` is for tests.
 
         Blocks for as long as a download takes. Raises UsageError, ModelError, UnsupportedModel,
@@ -78,6 +80,7 @@ class AutoDistributedModelForCausalLM:
             known,
             lan,
             replan,
+            codec,
             standby,
         )
         folder = resolve_model(None if model is None else os.fspath(model), client=True)
@@ -114,6 +117,7 @@ class AutoDistributedModelForSequenceClassification:
         known: bool = False,
         lan: bool | None = None,
         replan: bool | None = None,
+        codec: CodecChoice = "auto",
         standby: bool = False,
         connect: Connect = swarm_link,
     ) -> DistributedModelForSequenceClassification:
@@ -129,6 +133,7 @@ class AutoDistributedModelForSequenceClassification:
             known,
             lan,
             replan,
+            codec,
             standby,
         )
         folder = resolve_model(os.fspath(model), client=True)
@@ -157,6 +162,7 @@ def _options(
     known: bool,
     lan: bool | None,
     replan: bool | None,
+    codec: CodecChoice,
     standby: bool,
 ) -> LinkOptions:
     """Raises UsageError."""
@@ -166,6 +172,8 @@ def _options(
         raise UsageError(
             f"quantization {quantization!r}: use one of {', '.join(CHAIN_QUANTIZATIONS)}"
         )
+    if codec not in CODEC_CHOICES:
+        raise UsageError(f"codec {codec!r}: use one of {', '.join(CODEC_CHOICES)}")
     if not 0 <= wait <= 86400:
         raise UsageError(f"wait {wait}: give seconds from 0 to 86400")
     named = {value: name for name, value in DTYPES.items()}
@@ -189,6 +197,7 @@ def _options(
         dtype=None if wanted == "auto" else wanted,
         wait=wait,
         replan=replan,
+        codec=codec,
         standby=standby,
     )
 

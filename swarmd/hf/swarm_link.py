@@ -20,6 +20,7 @@ from swarmd.membership import Membership
 from swarmd.peers import QUANTIZATIONS, Arithmetic
 from swarmd.routing.chain import Chain
 from swarmd.state import StateFolder
+from swarmd.wire.codecs import CodecChoice
 from swarmd.wire.pool import Pool
 
 __all__ = ["LinkOptions", "SwarmLink", "swarm_link"]
@@ -38,6 +39,7 @@ class LinkOptions:
     """None: that of the cheapest chain."""
     wait: float = 0.0
     replan: bool | None = None
+    codec: CodecChoice = "auto"
     standby: bool = False
 
 
@@ -163,7 +165,12 @@ async def swarm_link(folder: ModelFolder, options: LinkOptions) -> AsyncIterator
         )
         for liar in liars:
             router.convict(liar)
-        config = SessionConfig(wait=options.wait, replan=options.replan, standby=options.standby)
+        config = SessionConfig(
+            wait=options.wait,
+            replan=options.replan,
+            codec=options.codec,
+            standby=options.standby,
+        )
         link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, config=config)
         async with link:
             yield link

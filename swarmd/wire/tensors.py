@@ -6,6 +6,8 @@ Pure; knows bytes and numpy only. Codecs:
 `raw`       the bytes as they lie in memory
 `zstd`      zstandard over byte planes: all first bytes of the items, then all second
             bytes, and so on, since exponents compress and mantissas hardly do
+`int8`      a byte a value and a scale for each 32 of them (:mod:`swarmd.wire.mxint8`).
+            Lossy: never chosen by itself
 =========== ==========================================================================
 """
 
@@ -13,18 +15,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import zstandard
 
 from swarmd.errors import BadTensor
+from swarmd.wire import mxint8
+from swarmd.wire.codecs import CODECS, Codec, CodecChoice
 
 __all__ = [
-    "CODECS",
     "ITEM_BYTES",
     "Buffer",
-    "Codec",
     "TensorMeta",
     "choose_codec",
     "decode",
@@ -33,7 +35,6 @@ __all__ = [
 ]
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-CODECS = ("raw", "zstd")
 MAX_DIMENSIONS = 4
 MIN_COMPRESSED_BYTES = 16 << 10
 """Smaller payloads travel raw: a decode step gains nothing from a codec."""
@@ -42,7 +43,6 @@ ZSTD_PAYS_BELOW = 40e6
 """Bytes a second: on slower links zstd saves more time than both ends spend on it. For fp32
 activations it saves 15 % at 280 MB/s, for bf16 29 % at 184 MB/s (`bench/codec.py`, Zen 3)."""
 
-Codec: TypeAlias = Literal["raw", "zstd"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -57,6 +57,11 @@ class TensorMeta:
     @property
     def n_bytes(self) -> int:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the last dimension's width there are."""
+        return math.prod(self.shape[:-1])
 
     def to_wire(self) -> list[Any]:
         return [self.dtype, list(self.shape), self.codec]
@@ -84,6 +89,8 @@ def encode(data: Buffer, meta: TensorMeta) -> Buffer:
     """The payload for the raw bytes of a tensor, by `meta.codec`."""
     if meta.codec == "raw":
         return data
+    if meta.codec == "int8":
+        return mxint8.encoded(data, meta.dtype, meta.shape[-1])
     planes = np.frombuffer(data, np.uint8).reshape(-1, ITEM_BYTES[meta.dtype]).T
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True)
     return compressor.compress(np.ascontiguousarray(planes).data)
@@ -101,6 +108,8 @@ def decode(payload: bytearray, meta: TensorMeta, *, max_bytes: int) -> bytearray
         if len(payload) != meta.n_bytes:
             raise BadTensor(f"{len(payload)} bytes for a tensor of {meta.n_bytes}")
         return payload
+    if meta.codec == "int8":
+        return mxint8.decoded(payload, meta.dtype, meta.shape[-1], meta.rows)
     try:
         if zstandard.frame_content_size(payload) != meta.n_bytes:
             raise BadTensor("the compressed size does not fit the shape")
@@ -124,7 +133,10 @@ def is_finite(data: Buffer, dtype: str) -> bool:
     return bool(np.isfinite(np.frombuffer(data, kind)).all())
 
 
-def choose_codec(n_bytes: int, bandwidth: float) -> Codec:
-    """`zstd` where it pays on a link of this many bytes a second, for large payloads only."""
+def choose_codec(n_bytes: int, bandwidth: float, choice: CodecChoice = "auto") -> Codec:
+    """The codec that is asked for. For `auto` it is `zstd` where that pays on a link of this many
+    bytes a second, for large payloads only, and else `raw`."""
+    if choice != "auto":
+        return choice
     pays = n_bytes >= MIN_COMPRESSED_BYTES and bandwidth < ZSTD_PAYS_BELOW
     return "zstd" if pays else "raw"

@@ -70,6 +70,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["generate", "x", "--temperature", "-1"], ["--temperature"]),
         (["generate", "x", "--system", "y"], ["--chat"]),
         (["generate", "x", "--model", "what is this"], ["--model"]),
+        (["generate", "x", "--codec", "int4"], ["raw", "zstd", "int8"]),
+        (["generate", "x", "--codec", "int8", "--verify", "0.1"], ["--verify", "--codec"]),
         (["frobnicate"], ["frobnicate"]),
     ],
 )

@@ -105,7 +105,10 @@ class Serving:
                 rng=random.Random(7),
             )
             config = SessionConfig(
-                wait=options.wait, replan=options.replan, standby=options.standby
+                wait=options.wait,
+                replan=options.replan,
+                codec=options.codec,
+                standby=options.standby,
             )
             link = await SwarmLink.open(router, pool, folder, dtype=options.dtype, config=config)
             async with link:
