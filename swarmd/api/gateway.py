@@ -56,12 +56,15 @@ class AnyGateway(abc.ABC):
         replan: bool | None = None,
         codec: CodecChoice = "auto",
         standby: bool = False,
+        alias: str | None = None,
     ) -> None:
-        """`replan`, `codec`, `standby`: as in :class:`SessionConfig`."""
+        """`alias`: what else requests may call the model, as the command line does; `replan`,
+        `codec` and `standby` as in :class:`SessionConfig`."""
         self.limits = limits or ApiLimits()
         self.replan = replan
         self.codec: CodecChoice = codec
         self.standby = standby
+        self.alias = alias
         self.counts = ApiCounts()
         self.places = Places(self.limits.concurrent)
         self.running: list[Answers] = []
@@ -189,8 +192,9 @@ class Gateway(AnyGateway):
         replan: bool | None = None,
         codec: CodecChoice = "auto",
         standby: bool = False,
+        alias: str | None = None,
     ) -> None:
-        super().__init__(limits, threads, replan, codec, standby)
+        super().__init__(limits, threads, replan, codec, standby, alias)
         self._ground = Ground(folder, pool, router)
 
     def ground(self) -> Ground:

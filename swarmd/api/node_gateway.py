@@ -28,9 +28,14 @@ class NodeGateway(AnyGateway):
     it leaves. The model's ends are loaded by the first request that needs them."""
 
     def __init__(
-        self, parts: NodeParts, stopping: asyncio.Event, *, limits: ApiLimits | None = None
+        self,
+        parts: NodeParts,
+        stopping: asyncio.Event,
+        *,
+        limits: ApiLimits | None = None,
+        alias: str | None = None,
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, alias=alias)
         self._parts = parts
         self._stopping = stopping
         self._ground: Ground | None = None

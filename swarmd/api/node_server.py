@@ -11,6 +11,7 @@ from swarmd.api.limits import ApiLimits
 from swarmd.api.node_gateway import NodeGateway
 from swarmd.api.node_metrics import NodeCollector
 from swarmd.api.server import serve_api
+from swarmd.compute.source import DEFAULT_MODEL
 from swarmd.node.daemon import Daemon
 from swarmd.node.prober import Prober
 from swarmd.tasks import TaskOwner
@@ -34,7 +35,8 @@ async def serve_node_http(
     The node's drain waits for answers that are under way here.
     """
     parts = daemon.parts
-    gateway = NodeGateway(parts, daemon.stopping, limits=limits)
+    alias = daemon.config.model or DEFAULT_MODEL
+    gateway = NodeGateway(parts, daemon.stopping, limits=limits, alias=alias)
     daemon.busy = lambda: gateway.places.taken > 0
     async with TaskOwner("http") as owner, gateway:
         prober = Prober(parts, daemon.stopping, owner)

@@ -151,7 +151,8 @@ class _Api:
         return {"id": self._name, "object": "model", "created": created, "owned_by": "swarmd"}
 
     def _check_model(self, name: str) -> None:
-        if name not in (self._name, str(self._gateway.folder.model_id)):
+        gateway = self._gateway
+        if name not in (self._name, str(gateway.folder.model_id), gateway.alias):
             raise no_such_model(name, self._name)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:

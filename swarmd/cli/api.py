@@ -198,6 +198,7 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
     from swarmd.api.server import serve_api
     from swarmd.client.loading import resolve_client_folder
     from swarmd.client.swarm import SwarmClient
+    from swarmd.compute.source import DEFAULT_MODEL
 
     with ProgressBars() as bars:
         folder = await resolve_client_folder(request.model, bars.update)
@@ -223,7 +224,7 @@ async def _serve(request: _Request, keys: ApiKeys, limits: ApiLimits) -> None:
         gateway = Gateway(
             folder, pool, router,
             limits=limits, threads=request.threads, replan=request.replan,
-            codec=request.codec, standby=request.standby,
+            codec=request.codec, standby=request.standby, alias=request.model or DEFAULT_MODEL,
         )  # fmt: skip
         collectors = [DhtCollector(lambda: swarm.directory)]
         async with (

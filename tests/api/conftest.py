@@ -23,6 +23,7 @@ from swarmd.compute.model_folder import ModelFolder, open_folder
 from tests.families import save_tiny
 from tests.local_swarm import LocalSwarm
 
+ALIAS = "tiny-model"
 SPANS = [Span(0, 3), Span(3, 6)]
 TEMPLATE = (
     "{% for m in messages %}"
@@ -109,6 +110,6 @@ async def served(
     limits: ApiLimits | None = None,
 ) -> AsyncIterator[Served]:
     async with swarm.running(SPANS if spans is None else spans, kv_tokens=kv_tokens):
-        gateway = Gateway(swarm.folder, swarm.pool, swarm.router, limits=limits)
+        gateway = Gateway(swarm.folder, swarm.pool, swarm.router, limits=limits, alias=ALIAS)
         async with gateway, serve_api(gateway, "127.0.0.1", 0, ApiKeys(keys)) as port:
             yield Served(swarm, gateway, port)

@@ -13,7 +13,7 @@ import pytest
 
 from swarmd.api.limits import ApiLimits
 from swarmd.blocks import Span
-from tests.api.conftest import SPANS, Served, served
+from tests.api.conftest import ALIAS, SPANS, Served, served
 from tests.conftest import Runner
 from tests.local_swarm import LocalSwarm
 
@@ -190,6 +190,9 @@ def test_refusals_are_the_clients_exceptions(swarm: LocalSwarm, run_async: Runne
                     assert refused.value.request_id
                     return refused.value
 
+                for name in (ALIAS, str(swarm.folder.model_id)):
+                    asked = {**COMMON, "model": name, "max_tokens": 1}
+                    assert (await client.chat.completions.create(**asked)).choices
                 unknown = await fails(openai.NotFoundError, model="gpt-9")
                 assert "tiny" in unknown.message
                 bad = openai.UnprocessableEntityError
