@@ -106,19 +106,29 @@ def watch(
     scene: Scene, session: MovingSession, then: Callable[[], None], at: str
 ) -> Callable[..., None]:
     """For `answer`: announce the fast ones after 6 tokens, and call `then` once the move is so far:
-    `replay`, when some positions are there; `ready`, when the next step would go there."""
-    called = []
+    `replay`, when some positions are there; `ready`, when a step is about to go there."""
+    called: list[int] = []
+
+    def call(token: int = 0) -> None:
+        if not called:
+            called.append(token)
+            then()
 
     def before(token: int) -> None:
         if token == 6:
             scene.announce()
         migration = session._migration
-        if called or migration is None:
-            return
-        if migration.is_ready if at == "ready" else migration.precopy.done:
-            called.append(token)
-            then()
+        if at == "replay" and migration is not None and migration.precopy.done:
+            call(token)
 
+    if at == "ready":
+        cross = session._cross
+
+        async def crossing(*arguments: Any) -> bytes | None:
+            call()
+            return await cross(*arguments)
+
+        session._cross = crossing  # type: ignore[method-assign]
     return before
 
 
@@ -240,13 +250,36 @@ def test_a_peer_that_dies_during_the_move_costs_no_token(
     run_async(work())
 
 
+def test_others_stand_by_on_the_new_chain_as_well(
+    slow_swarm: LocalSwarm, ends: ModelEnds, expected: list[int], run_async: Runner
+) -> None:
+    """Not while it is made ready, but once it is the session's."""
+
+    async def work() -> None:
+        async with scene(slow_swarm, ends) as here:
+            async with here.session(SessionConfig(standby=True)) as session:
+
+                def before(token: int) -> None:
+                    if token == 6:
+                        here.announce()
+                    if session._migration is not None:
+                        assert not session._migration.session._spares.standby
+
+                assert await here.answer(session, before) == expected
+                assert len(session.statistics.moves) == 1, session.story
+                assert session._session._spares.standby
+            await here.no_sessions()
+
+    run_async(work())
+
+
 def test_who_is_slower_than_announced_is_found_out_before_the_move(
     folder: ModelFolder, ends: ModelEnds, expected: list[int], run_async: Runner
 ) -> None:
     async def work() -> None:
         swarm = LocalSwarm(folder)
         for span in (*SPANS, Span(0, 6)):
-            slow_down(swarm._load(span, "none"), SLOW * 7 if len(span) == 6 else SLOW)
+            slow_down(swarm._load(span, "none"), SLOW * 40 if len(span) == 6 else SLOW)
         async with scene(swarm, ends) as here, here.session() as session:
             here.announce()
             tokens: list[int] = []
@@ -255,7 +288,7 @@ def test_who_is_slower_than_announced_is_found_out_before_the_move(
                 max_new_tokens=TOKENS, eos_token_ids=frozenset(),
             ):  # fmt: skip
                 tokens.append(token)
-                async with asyncio.timeout(10):  # the answer must not end before the move does
+                async with asyncio.timeout(30):  # the answer must not end before the move does
                     while session._migration is not None and len(tokens) > TOKENS - 4:
                         await asyncio.sleep(0.01)
             assert tokens == expected
