@@ -10,6 +10,7 @@ from swarmd.client.hop_link import HopLink
 from swarmd.client.router import Router
 from swarmd.client.session_config import SessionConfig
 from swarmd.errors import NoRoute, PeerFailure, RemoteError, ReplayExhausted
+from swarmd.identity import PeerId
 from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.losses import Losses, Verdict
 from swarmd.wire.pool import Pool
@@ -86,13 +87,17 @@ class Repair:
         def tell_waiting(error: NoRoute) -> None:
             self._tell(f"waiting up to {self._config.wait:g} s: {error}")
 
+        def spent() -> frozenset[PeerId]:
+            waits = self._config.wait > 0
+            return self._losses.spent(self._router.clock.monotonic() if waits else None)
+
         try:
             chain = await self._router.choose_fresh(
                 lost.span,
                 arithmetic=lost.peer.arithmetic,
                 kv_needed=self._max_length,
                 without=lambda: self._losses.left_out(self._router.clock.monotonic()),
-                spent=self._losses.spent,
+                spent=spent,
                 urgent=True,
                 wait=self._config.wait,
                 mixing=self._mixing,
@@ -102,7 +107,7 @@ class Repair:
             if self._losses.refusal is not None:  # the blocks are there; this is the reason
                 raise self._losses.refusal from error
             raise
-        self._losses.spend(self._router.banned(chain))
+        self._losses.spend(self._router.banned(chain), self._router.clock.monotonic())
         pause = self._router.pause_before(chain)
         if pause > 0:  # nobody else holds these blocks: come back when the peer said
             self._tell(f"{chain.describe()} is busy; trying again in {pause:.1f} s")

@@ -227,7 +227,7 @@ class Router:
         arithmetic: Arithmetic | None = None,
         kv_needed: int = 0,
         without: Callable[[], Set[PeerId]] = frozenset,
-        spent: Set[PeerId] = frozenset(),
+        spent: Callable[[], Set[PeerId]] = frozenset,
         urgent: bool = False,
         wait: float = 0.0,
         mixing: bool = True,
@@ -269,7 +269,7 @@ class Router:
             await self._refresh_if_possible(
                 max(asked, self.clock.monotonic() - self.config.refresh_at_most_every)
             )
-            *rather, last = itertools.product(ways, (frozenset(), self._pardoned(spent)))
+            *rather, last = itertools.product(ways, (frozenset(), self._pardoned(spent())))
             for mixed, pardoned in rather:
                 with contextlib.suppress(NoRoute):
                     return choose(mixed=mixed, pardoned=pardoned)

@@ -36,6 +36,11 @@ from swarmd.identity import PeerId
 __all__ = ["Losses", "Verdict"]
 
 
+AGAIN = 2.0
+"""Seconds after which a session that waits tries a banned peer again; doubled each time. Where
+nobody else is left there is nothing better to do, and it may be well."""
+
+
 class Verdict(enum.Enum):
     """What a session does after a failure."""
 
@@ -63,7 +68,7 @@ class Losses:
         self.losses = 0
         self._busy_since: float | None = None
         self._doubts: dict[type[Exception], PeerId] = {}
-        self._spent: set[PeerId] = set()
+        self._spent: dict[PeerId, tuple[int, float]] = {}
         self._refusal: PeerFailure | RemoteError | None = None
 
     def failed(self, peer_id: PeerId, error: PeerFailure | RemoteError, now: float) -> Verdict:
@@ -86,14 +91,19 @@ class Losses:
         """The peers that this session does not ask now."""
         return frozenset(peer_id for peer_id, until in self._left_out.items() if now < until)
 
-    @property
-    def spent(self) -> frozenset[PeerId]:
-        """The banned peers that had their second try in this step."""
-        return frozenset(self._spent)
+    def spent(self, now: float | None = None) -> frozenset[PeerId]:
+        """The banned peers that had their second try in this step. With `now`, as a session that
+        waits sees it: without those whose pause since the last try is over."""
+        return frozenset(
+            peer_id for peer_id, (_, until) in self._spent.items() if now is None or now < until
+        )
 
-    def spend(self, peer_ids: Iterable[PeerId]) -> None:
-        """Banned peers are tried once more, since nobody else holds their blocks."""
-        self._spent.update(peer_ids)
+    def spend(self, peer_ids: Iterable[PeerId], now: float) -> None:
+        """Banned peers are tried once more, since nobody else holds their blocks; and again after a
+        pause, which doubles."""
+        for peer_id in peer_ids:
+            tries, _ = self._spent.get(peer_id, (0, 0.0))
+            self._spent[peer_id] = (tries + 1, now + AGAIN * 2**tries)
 
     @property
     def refusal(self) -> PeerFailure | RemoteError | None:

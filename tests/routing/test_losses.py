@@ -24,7 +24,7 @@ from swarmd.errors import (
     UnknownSession,
     VersionMismatch,
 )
-from swarmd.routing.losses import Losses, Verdict
+from swarmd.routing.losses import AGAIN, Losses, Verdict
 
 PAUSES = [Busy, DeadlineExceeded, UnknownSession]
 BLAMED = [ConnectionLost, PeerTimeout, InternalError]
@@ -86,10 +86,22 @@ def test_a_refusal_of_the_request_is_believed_of_a_second_peer_only(kind, peer_i
 
 def test_a_second_try_is_spent_once_a_step(peer_id):
     losses = Losses()
-    losses.spend([peer_id(1)])
-    assert losses.spent == {peer_id(1)}
+    losses.spend([peer_id(1)], 5.0)
+    assert losses.spent() == {peer_id(1)}
     losses.begin()
-    assert losses.spent == frozenset()
+    assert losses.spent() == frozenset()
+
+
+def test_who_waits_tries_again_after_pauses_that_double(peer_id):
+    losses = Losses()
+    losses.begin()
+    losses.spend([peer_id(1)], 5.0)
+    assert losses.spent(5.0 + AGAIN - 0.1) == {peer_id(1)}
+    assert losses.spent(5.0 + AGAIN) == frozenset()
+    assert losses.spent() == {peer_id(1)}, "who does not wait has one try"
+    losses.spend([peer_id(1)], 10.0)
+    assert losses.spent(10.0 + AGAIN) == {peer_id(1)}
+    assert losses.spent(10.0 + 2 * AGAIN) == frozenset()
 
 
 @given(seed=st.integers(0, 2**32))
