@@ -21,7 +21,8 @@ from typing import Any
 from bench.nodes import Swarm, swarm
 from bench.report import save, show
 from swarmd.client.chain_session import ChainSession
-from swarmd.client.generate import decode_tokens, forward
+from swarmd.client.forward import forward
+from swarmd.client.generate import decode_tokens
 from swarmd.client.loading import ClientModel, load_client, resolve_client_folder
 from swarmd.client.sampling import Sampler, SamplingConfig
 from swarmd.client.swarm import SwarmClient, choose_chain

@@ -114,7 +114,7 @@ async def one_stream(
     import random
 
     from swarmd.client.chain_session import ChainSession
-    from swarmd.client.generate import forward
+    from swarmd.client.forward import forward
     from swarmd.client.router import Router
     from swarmd.compute.ends import ModelEnds
     from swarmd.identity import PeerId

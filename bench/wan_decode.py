@@ -5,7 +5,7 @@ time, the time of a token minus what the peers computed is compared with (S+1) x
 that forward to one another (a ring), and with S x RTT, where the client asks each in turn (a hub);
 both in turn in the same run. Then, at one round trip time, answers in a ring with and without
 drafts from the text itself, in turn, for a prompt whose answer repeats it and for one whose does
-not.
+not: sent along with a token only (`along`), and also in steps put in ahead (`ahead`).
 
     python -m bench.wan_decode [--rtts 0,20,50,100,150] [--rounds 2] [--tokens 32] [--at 100]
 """
@@ -34,6 +34,10 @@ TEXT = (
     "When the railway came, the mill fell silent, and only the wheel was left in the water."
 )
 EDIT = f"Repeat the following text word by word, and correct its errors.\n\n{TEXT}"
+
+
+DRAFTS = {"off": (0, 0), "along": (7, 0), "ahead": (7, 3)}
+"""Drafted tokens a step, and steps ahead."""
 
 
 def answer(lab: Lab, prompt: str, tokens: int, speculate: int, *options: str) -> dict[str, Any]:
@@ -83,14 +87,15 @@ def drafts(lab: Lab, rtt: float, rounds: int, tokens: int) -> dict[str, Any]:
     lab.set(Link(delay=rtt / 2e3, rate=RATE))
     found: dict[str, Any] = {}
     for name, prompt, options in (("edit", EDIT, ("--chat",)), ("story", STORY, ())):
-        rates: dict[str, list[float]] = {"off": [], "on": []}
-        said, texts = [], set()
+        rates: dict[str, list[float]] = {kind: [] for kind in DRAFTS}
+        said: dict[str, list[dict[str, int]]] = {kind: [] for kind in DRAFTS}
+        texts = set()
         for _ in range(rounds):
-            for kind, most in (("off", 0), ("on", 7)):
-                one = answer(lab, prompt, tokens, most, *options)
+            for kind, (most, ahead) in DRAFTS.items():
+                one = answer(lab, prompt, tokens, most, "--ahead", str(ahead), *options)
                 rates[kind].append(one["tokens_per_second"])
                 texts.add(one["text"])
-                said += [one["speculation"]] if one["speculation"] else []
+                said[kind] += [one["speculation"]] if one["speculation"] else []
         found[name] = {"tokens_per_second": rates, "drafts": said, "texts": len(texts)}
     return found
 
@@ -102,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--at", type=float, default=100, help="RTT of the second part, ms")
+    parser.add_argument("--draft-tokens", type=int, default=96, help="tokens of the second part")
     options = parser.parse_args()
     if (reason := why_not()) is not None:
         sys.exit(f"no network namespaces here: {reason}")
@@ -109,7 +115,7 @@ def main() -> None:
     with Lab.of(len(SPANS) + 1, Link(rate=RATE)) as lab:
         serve(lab)
         waited = trips(lab, rtts, options.rounds, options.tokens)
-        drafted = drafts(lab, options.at, options.rounds, 2 * options.tokens)
+        drafted = drafts(lab, options.at, options.rounds, options.draft_tokens)
     rows = []
     for rtt in rtts:
         row = [f"{rtt:g}"]
@@ -130,17 +136,22 @@ def main() -> None:
     )
     rows = []
     for name, one in drafted.items():
-        rates = {k: statistics.median(v) for k, v in one["tokens_per_second"].items()}
-        sent = sum(said["drafted"] for said in one["drafts"])
-        right = sum(said["right"] for said in one["drafts"])
         same = "yes" if one["texts"] == 1 else "NO"
-        rows.append(
-            (name, f"{rates['off']:.2f}", f"{rates['on']:.2f}", f"{rates['on'] / rates['off']:.2f}",
-             f"{right} of {sent}", same)
-        )  # fmt: skip
+        plain = statistics.median(one["tokens_per_second"]["off"])
+        for kind, rates in one["tokens_per_second"].items():
+            said = one["drafts"][kind]
+            sent, right = (sum(each[what] for each in said) for what in ("drafted", "right"))
+            ahead, held = (
+                sum(each[what] for each in said) for what in ("steps_ahead", "steps_ahead_held")
+            )
+            rate = statistics.median(rates)
+            rows.append(
+                (name, kind, f"{rate:.2f}", f"{rate / plain:.2f}", f"{right} of {sent}",
+                 f"{held} of {ahead}", same)
+            )  # fmt: skip
     show(
         f"drafts from the text, RTT {options.at:g} ms, medians of {options.rounds}",
-        ("prompt", "tokens/s without", "with", "ratio", "right", "same text"),
+        ("prompt", "drafts", "tokens/s", "ratio", "right", "steps ahead held", "same text"),
         rows,
     )
     save("wan_decode", vars(options), {"not_computing": waited, "drafts": drafted})

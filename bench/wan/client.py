@@ -20,7 +20,8 @@ import time
 from typing import Any
 
 from swarmd.client.chain_session import ChainSession
-from swarmd.client.generate import decode_tokens, forward
+from swarmd.client.forward import forward
+from swarmd.client.generate import decode_tokens
 from swarmd.client.loading import ClientModel, load_client, resolve_client_folder
 from swarmd.client.router import Router
 from swarmd.client.sampling import Sampler, SamplingConfig

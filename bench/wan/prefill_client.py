@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from swarmd.client.chain_session import ChainSession, SessionConfig
-from swarmd.client.generate import forward
+from swarmd.client.forward import forward
 from swarmd.client.loading import load_client, resolve_client_folder
 from swarmd.client.swarm import SwarmClient, choose_chain
 from swarmd.peers import Address, parse_address

@@ -48,6 +48,7 @@ class _Request:
     quantization: str
     route: Route
     speculate: int | None
+    ahead: int
     draft: str | None
     state_dir: Path | None
 
@@ -130,6 +131,7 @@ def command(
     codec: CodecChoice,
     standby: bool,
     speculate: int | None,
+    ahead: int,
     draft: str | None,
     known: bool,
     threads: int | None,
@@ -153,7 +155,7 @@ def command(
     check_speculation(speculate, draft)
     request = _Request(
         model, membership(peers, invites, swarm_key), not no_lan, known, quantization, route,
-        speculate, draft, state_dir,
+        speculate, ahead, draft, state_dir,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.chat import ChatConfig
@@ -204,7 +206,9 @@ async def _open(request: _Request, sampler: Any, config: Any) -> AsyncIterator[A
         for liar in liars:
             router.convict(liar)
         async with Chat(folder, router, pool, sampler, config, tell=_note) as chat:
-            chat.new_drafting = await load_drafting(request.speculate, request.draft, chat.client)
+            chat.new_drafting = await load_drafting(
+                request.speculate, request.ahead, request.draft, chat.client
+            )
             yield chat
 
 

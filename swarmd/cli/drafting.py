@@ -1,4 +1,4 @@
-"""`--speculate` and `--draft`, and what they make."""
+"""`--speculate`, `--ahead` and `--draft`, and what they make."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def speculation_options(command: F) -> F:
-    """`--speculate` and `--draft`."""
+    """`--speculate`, `--ahead` and `--draft`."""
     command = click.option(
         "--draft",
         metavar="MODEL",
         help="A small model of the same vocabulary, run on this machine, that drafts where the "
         "text repeats nothing.",
+    )(command)
+    command = click.option(
+        "--ahead",
+        type=click.IntRange(0, 3),
+        default=3,
+        show_default=True,
+        metavar="STEPS",
+        help="Put up to so many further steps of drafts in behind the one under way, before "
+        "that is answered, where trips are long and drafts mostly right. 0 is off.",
     )(command)
     return click.option(
         "--speculate",
@@ -40,7 +49,9 @@ def check_speculation(longest: int | None, draft: str | None) -> None:
         raise UsageError("--draft needs --speculate of 1 or more")
 
 
-async def load_drafting(longest: int | None, draft: str | None, client: Any) -> Callable[[], Any]:
+async def load_drafting(
+    longest: int | None, ahead: int, draft: str | None, client: Any
+) -> Callable[[], Any]:
     """What makes the speculation of one answer, or None where there is none; a draft model is
     loaded once. Raises ModelError, UsageError."""
     from swarmd.client.draft_model import load_draft_model
@@ -56,4 +67,4 @@ async def load_drafting(longest: int | None, draft: str | None, client: Any) -> 
             model = await asyncio.to_thread(
                 load_draft_model, draft, client.text, client.ends.dtype, bars.update
             )
-    return lambda: Drafting(longest, model)
+    return lambda: Drafting(longest, model, ahead=ahead)

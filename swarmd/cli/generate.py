@@ -61,6 +61,7 @@ class Request:
     codec: CodecChoice
     standby: bool
     speculate: int | None
+    ahead: int
     draft: str | None
     as_json: bool
     threads: int | None
@@ -145,6 +146,7 @@ def command(
     codec: CodecChoice,
     standby: bool,
     speculate: int | None,
+    ahead: int,
     draft: str | None,
     known: bool,
     as_json: bool,
@@ -179,8 +181,8 @@ def command(
         prompt = sys.stdin.read()
     request = Request(
         prompt, model, membership(peers, invites, swarm_key), not no_lan, max_new_tokens, stops,
-        chat, system, wait, verify, quantization, route, replan, codec, standby, speculate, draft,
-        as_json, threads, state_dir, known, verbose,
+        chat, system, wait, verify, quantization, route, replan, codec, standby, speculate, ahead,
+        draft, as_json, threads, state_dir, known, verbose,
     )  # fmt: skip
     prepare_libraries(threads)
     from swarmd.client.sampling import SamplingConfig
@@ -250,7 +252,7 @@ async def _generate(request: Request, sampling: Any) -> None:
             check_supported(chain.hops[0].peer.arithmetic, folder.config)
         client = await load_client(folder, chain.hops[0].peer.dtype, request.threads)
         prompt_ids = client.text.encode(request.prompt, chat=request.chat, system=request.system)
-        new_drafting = await load_drafting(request.speculate, request.draft, client)
+        new_drafting = await load_drafting(request.speculate, request.ahead, request.draft, client)
         drafting = new_drafting()
         length = len(prompt_ids) + request.max_new_tokens
         if length > folder.max_positions:

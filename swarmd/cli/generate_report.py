@@ -109,8 +109,10 @@ def report(
         drafts = drafting.statistics
         line += (
             f"; {drafts.right} of {drafts.sent} drafted tokens right, "
-            f"{1 + drafts.right / drafts.steps:.2f} tokens a trip"
+            f"{drafts.tokens / drafts.steps:.2f} tokens a step"
         )
+        if drafts.ahead:
+            line += f", {drafts.held} of {drafts.ahead} steps put in ahead held"
     if session.checks is not None:
         line += "; " + _checks_line(session.checks)
     stderr.print(line, markup=False, style="dim", soft_wrap=True)
@@ -152,7 +154,14 @@ def _speculation(drafting: Any) -> dict[str, int] | None:
     if drafting is None:
         return None
     found = drafting.statistics
-    return {"drafted": found.sent, "right": found.right, "decode_steps": found.steps}
+    return {
+        "drafted": found.sent,
+        "right": found.right,
+        "decode_steps": found.steps,
+        "tokens": found.tokens,
+        "steps_ahead": found.ahead,
+        "steps_ahead_held": found.held,
+    }
 
 
 def _verification(session: Any, fraction: float) -> dict[str, Any] | None:

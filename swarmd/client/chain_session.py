@@ -1,8 +1,8 @@
 """One generation's way through the swarm: a chain of hops that outlives each of its peers.
 
 The replay machine (:mod:`swarmd.routing.replay`) says which hop runs which positions; this object
-carries that out over connections and puts replacements in the place of hops that fail. What is
-kept for it here is the input of every hop, so that only the lost span is run again.
+carries that out over connections and puts replacements in the place of hops that fail. The input of
+every hop is kept (:mod:`swarmd.client.boundaries`), so that only the lost span is run again.
 
 Each hop's link is read by a task, which puts what comes into one inbox. A step sends what the
 machine says, takes what comes, and looks after who is late (:mod:`swarmd.routing.waits`) until its
@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from swarmd.client.boundaries import Boundaries
 from swarmd.client.hop_link import HopEvent, HopLink, HopOutput, Refused
 from swarmd.client.inbox import Inbox
 from swarmd.client.repair import Repair, all_of
@@ -27,7 +28,6 @@ from swarmd.client.spot_checks import SpotChecks
 from swarmd.errors import BadOutput, OutputWithdrawn, PeerFailure, PeerTimeout, RemoteError
 from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.chunks import SIZES, chunk_size, paces
-from swarmd.routing.history import History
 from swarmd.routing.replay import Due, OutOfOrder, Replay, Run
 from swarmd.routing.waits import Alarm, Waits
 from swarmd.tasks import TaskOwner
@@ -44,7 +44,7 @@ class ChainSession:
     """A session over all blocks. `async with session:`, then `open_links`, then steps.
 
     `step` cuts back to a position and appends, like every step of the protocol, so it can be
-    repeated. Not for concurrent steps.
+    repeated. Not for concurrent steps; what the next one will probably be may be put in `ahead`.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class ChainSession:
         self._router = router
         self._pool = pool
         self._hidden_size = hidden_size
-        self._position_bytes = hidden_size * ITEM_BYTES[self.dtype]
         self._machine = Replay([hop.span for hop in chain.hops])
         self._hops = {
             key: hop for (key, _), hop in zip(self._machine.hops, chain.hops, strict=True)
         }
-        self._inputs = {key: History(self._position_bytes) for key in self._hops}
+        checked = self.config.checks.fraction > 0
+        self._bounds = Boundaries(
+            hidden_size * ITEM_BYTES[self.dtype], list(self._hops), keeps_final=checked
+        )
         self._links: dict[int, HopLink] = {}
         self._waits = Waits(self._allowed)
-        self._output = bytearray()
         self._owner = TaskOwner("chain")
         self._inbox = Inbox(self._owner)
         self._story: list[str] = []
         self._on_story = on_story
-        checked = self.config.checks.fraction > 0
         self._repair = Repair(
             router, pool, self.config,
             max_length=max_length, mixing=not checked, tell=self._tell, story=self._story,
@@ -91,14 +91,15 @@ class ChainSession:
         # than what it shows to us would have it convicted.
         self._ring = None if checked else RingLinks(router, self._machine)
         self._spares = Spares(
-            router, pool, self._owner, self._machine, self._hops, self._inputs,
+            router, pool, self._owner, self._machine, self._hops, self._bounds.inputs,
             standby=self.config.standby, codec=self.config.codec,
             dtype=self.dtype, hidden_size=hidden_size,
             max_length=max_length, open_timeout=self.config.open_timeout, tell=self._tell,
         )  # fmt: skip
         self._lost_since: dict[int, tuple[float, str]] = {}
-        self._final = History(self._position_bytes)  # only kept for spot checks
         self.checks = self._new_checks() if checked else None
+        self.went_on = False
+        """Whether the last step's positions had been put in ahead: so its time is no whole trip."""
 
     def _new_checks(self) -> SpotChecks:
         checks = SpotChecks(
@@ -108,7 +109,7 @@ class ChainSession:
             chunk_tokens=self.config.chunk_tokens or SIZES[-1],
             open_timeout=self.config.open_timeout, tell=self._tell,
         )  # fmt: skip
-        boundaries = [*self._inputs.values(), self._final]
+        boundaries = [*self._bounds.inputs.values(), self._bounds.final]
         hops = zip(self._machine.hops, boundaries[:-1], boundaries[1:], strict=True)
         for (key, span), before, after in hops:
             checks.watch(key, span, before, after, 0)
@@ -131,18 +132,27 @@ class ChainSession:
     def inputs(self, start: int, end: int) -> bytes:
         """The hidden states that entered the chain at positions `[start, end)`: raw bytes, also
         during a step. Raises IndexError for positions that no step had."""
-        return self._inputs[self._machine.hops[0][0]].read(start, end)
+        return self._bounds.inputs[self._first].read(start, end)
+
+    @property
+    def _first(self) -> int:
+        return self._machine.hops[0][0]
+
+    def stage_seconds(self, tokens: int) -> float:
+        """How long the slowest hop computes for a step of so many positions, as far as is known."""
+        return max(self._router.costs.run(h.peer, len(h.span), tokens) for h in self.chain)
 
     async def boundaries(self, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
         """The hidden states that entered each hop at positions `[start, end)` of what is complete:
         the hop's first block, and raw bytes. Waits for what a ring's hops have still to tell, and
         raises what a step raises. Not during a step. Raises IndexError."""
-        if end > self._machine.arrived(self._machine.hops[0][0]):
+        if end > self._machine.arrived(self._first):
             raise IndexError(f"positions {start}:{end} were not all run")
         self._repair.begin()
         await self._carry_out(start, lambda: self._machine.all_arrived(end))
         hops = self._machine.hops
-        return tuple((span.start, self._inputs[key].read(start, end)) for key, span in hops)
+        inputs = self._bounds.inputs
+        return tuple((span.start, inputs[key].read(start, end)) for key, span in hops)
 
     async def __aenter__(self) -> ChainSession:
         await self._owner.__aenter__()
@@ -207,28 +217,61 @@ class ChainSession:
         steps returned, and OutputWithdrawn when spot checks found a lie before `start`.
         """
         self._withdraw(start)
-        if len(data) != tokens * self._position_bytes:
+        if len(data) != tokens * self._bounds.position_bytes:
             raise ValueError(f"{len(data)} bytes for {tokens} positions")
         if len(self._links) < len(self._hops) - len(self._machine.lost_hops):
             await self.open_links()
+        self._repair.begin()
+        began = time.perf_counter()
+        self.went_on = self._go_on(start, data, tokens)
+        if not self.went_on:
+            self._begin(start, data, tokens)
+        self._send_all()
+        await self._carry_out(start, lambda: self._machine.complete)
+        self._spares.feed()
+        if tokens == 1 and not self.went_on:
+            self.statistics.decode_steps += 1
+            self.statistics.decode_seconds += time.perf_counter() - began
+        return self._bounds.take_output(start, tokens)
+
+    def ahead(self, start: int, data: bytes, tokens: int) -> bool:
+        """Put in positions that the next steps will probably ask for, so that they travel behind
+        those under way. A step that begins where the one before ended, with these very bytes, goes
+        on with them; any other one cuts them back. May be called during a step.
+
+        Returns False, and does nothing, if they do not begin where all that was put in ends, or
+        are too many.
+        """
+        first = self._bounds.inputs[self._first]
+        if start != len(first) or start + tokens > self.max_length or not self._machine.target:
+            return False
+        if tokens < 1 or len(data) != tokens * self._bounds.position_bytes:
+            raise ValueError(f"{len(data)} bytes for {tokens} positions")
+        self._machine.extend(tokens)
+        first.append(data)
+        self._inbox.wake()
+        return True
+
+    def _begin(self, start: int, data: bytes, tokens: int) -> None:
+        """Cut everything back to the start of a step, and put its positions in."""
         self._cut_into_chunks(tokens)
         self._machine.begin(start, tokens)
-        for history in self._inputs.values():
-            history.cut(start)
-        self._final.cut(start)
+        self._bounds.begin(self._first, start, data)
         self._spares.cut(start)
         if self.checks is not None:
             self.checks.cut(start)
-        self._output.clear()
-        self._inputs[self._machine.hops[0][0]].append(data)
-        self._repair.begin()
-        began = time.perf_counter()
-        await self._carry_out(start, lambda: self._machine.complete)
-        self._spares.feed()
-        if tokens == 1:
-            self.statistics.decode_steps += 1
-            self.statistics.decode_seconds += time.perf_counter() - began
-        return bytes(self._output)
+
+    def _go_on(self, start: int, data: bytes, tokens: int) -> bool:
+        """Go on with what was put in ahead, if it is what this step wants."""
+        if start != self._machine.target or not self._machine.complete:
+            return False
+        held = self._bounds.holds(self._first, start, data)
+        if 0 < held < tokens:
+            self._machine.extend(tokens - held)
+            self._bounds.inputs[self._first].append(data[held * self._bounds.position_bytes :])
+        if held:
+            self._machine.resume(tokens)
+        return held > 0
 
     async def settle(self) -> None:
         """Wait for the spot checks that are under way. Raises OutputWithdrawn when one of them
@@ -254,8 +297,7 @@ class ChainSession:
         while not done():
             for key in self._machine.lost_hops:
                 await self._replace(key, position)
-            for run in self._machine.runnable():
-                self._send(run)
+            self._send_all()
             if not self._machine.lost_hops:
                 await self._next()
                 for came in self._inbox.take():
@@ -306,6 +348,10 @@ class ChainSession:
         keys = [key for key, _ in self._machine.hops]
         return keys[keys.index(key) - 1]
 
+    def _send_all(self) -> None:
+        for run in self._machine.runnable():
+            self._send(run)
+
     def _send(self, run: Run) -> None:
         """Send positions to a hop, and have the others on their path expected to answer."""
         tokens, hop = run.end - run.start, self._hops[run.hop]
@@ -313,7 +359,7 @@ class ChainSession:
         if link is None:  # lost while this was said
             return
         path = [self._allowed(Due(key, run.number, tokens, False)) for key in run.path]
-        data = self._inputs[run.hop].read(run.start, run.end)
+        data = self._bounds.inputs[run.hop].read(run.start, run.end)
         meta = TensorMeta(self.dtype, (1, tokens, self._hidden_size))
         codec = choose_codec(len(data), self._router.bandwidth(hop.peer), self.config.codec)
         try:
@@ -364,7 +410,7 @@ class ChainSession:
         if keep is None:
             return
         since = self._waits.since(key, output.number)
-        if since is not None:
+        if since is not None and not keep.behind:
             self._router.observe_step(
                 hop.peer,
                 tokens=keep.tokens,
@@ -383,14 +429,7 @@ class ChainSession:
         self.statistics.forwarded += keep.fed
         self.statistics.replayed_positions += keep.start - keep.first
         if keep.start < keep.end:
-            rows = slice(*(self._position_bytes * (p - keep.first) for p in (keep.start, keep.end)))
-            new = memoryview(output.data)[rows]
-            if keep.after is None:
-                self._output += new
-                if self.checks is not None:
-                    self._final.append(new)
-            else:
-                self._inputs[keep.after].append(new)
+            self._bounds.keep(keep, output.data)
             if self.checks is not None:
                 self.checks.produced(key, keep.start, keep.end, hop.peer.peer_id)
 
@@ -434,18 +473,16 @@ class ChainSession:
         else:
             chain, links = Chain((standby.hop,), 0.0), [standby.link]
         held = 0 if standby is None else standby.shadow.cached
-        history = self._inputs.pop(key)
         del self._hops[key]
         keys = self._machine.replace(key, [hop.span for hop in chain.hops], cached=held)
         for new, hop, link in zip(keys, chain.hops, links, strict=True):
             self._hops[new] = hop
             self._joined(new, link)
-            self._inputs[new] = History(self._position_bytes)
-        self._inputs[keys[0]] = history
+        history = self._bounds.replace(key, keys)
         self._cut_into_chunks(len(history))
         if self.checks is not None:
             by = [(new, hop.span) for new, hop in zip(keys, chain.hops, strict=True)]
-            self.checks.replaced(key, by, [self._inputs[new] for new in keys])
+            self.checks.replaced(key, by, [self._bounds.inputs[new] for new in keys])
         recovery = Recovery(lost, chain.hops, reason, position, time.perf_counter() - since)
         self.statistics.recoveries.append(recovery)
         self._tell(f"replaced by {chain.describe()}, {len(history) - held} positions to replay")

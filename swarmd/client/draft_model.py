@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,27 @@ class DraftModel:
         return cache
 
     async def propose(self, token_ids: Sequence[int], longest: int) -> list[int]:
-        """Up to `longest` tokens; computed in a thread. Not for concurrent calls."""
-        return await asyncio.to_thread(self._propose, list(token_ids), longest)
+        """Up to `longest` tokens; computed in a thread. Not for concurrent calls. Who cancels this
+        waits until the token at hand is done."""
+        stop = threading.Event()
+        work = asyncio.ensure_future(
+            asyncio.to_thread(self._propose, list(token_ids), longest, stop)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait([work])
+            raise
 
     @torch.inference_mode()
-    def _propose(self, token_ids: list[int], longest: int) -> list[int]:
+    def _propose(self, token_ids: list[int], longest: int, stop: threading.Event) -> list[int]:
         same = _same(self._cached, token_ids[:-1])
         if same < len(self._cached):
             self._cache.crop(same - len(self._cached))  # negative: so many are removed
             self._cached = self._cached[:same]
         new, drafted = token_ids[same:], list[int]()
-        while len(drafted) < longest:
+        while len(drafted) < longest and not stop.is_set():
             output = self._model(
                 input_ids=torch.tensor([new]), past_key_values=self._cache, use_cache=True,
                 logits_to_keep=1,

@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
-
-import torch
 
 from swarmd.client.drafting import Draft, Drafting
+from swarmd.client.forward import Run, embed, last_logits, run_here
 from swarmd.client.sampling import Sampler
 from swarmd.client.session import Session
+from swarmd.client.steps_ahead import StepsAhead
 from swarmd.compute.ends import ModelEnds
 from swarmd.errors import OutputWithdrawn, UsageError
 
 __all__ = [
     "GenerationTimes",
-    "Run",
     "Withdrawn",
     "decode_events",
     "decode_tokens",
-    "forward",
-    "forward_last",
-    "run_here",
 ]
-
-T = TypeVar("T")
-
-
-class Run(Protocol):
-    """Where embedding, head and the choice of tokens are computed."""
-
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
-
-
-async def run_here(work: Callable[[], T], /) -> T:
-    """On the event loop: right for a program that has but one answer to care for."""
-    return work()
 
 
 @dataclass(slots=True)
@@ -53,41 +35,6 @@ class GenerationTimes:
     def tokens_per_second(self) -> float:
         total = sum(self.tokens)
         return len(self.tokens) / total if total else 0.0
-
-
-async def forward(
-    ends: ModelEnds,
-    session: Session,
-    token_ids: list[int],
-    start: int,
-    run: Run = run_here,
-) -> torch.Tensor:
-    """Logits `(vocabulary,)` after the last of `token_ids`, which stand at positions from `start`.
-
-    Raises what :meth:`ChainSession.step` raises.
-    """
-    return (await forward_last(ends, session, token_ids, start, 1, run))[0]
-
-
-async def forward_last(
-    ends: ModelEnds,
-    session: Session,
-    token_ids: list[int],
-    start: int,
-    count: int,
-    run: Run = run_here,
-) -> torch.Tensor:
-    """As :func:`forward`, after each of the last `count` tokens: `(count, vocabulary)`."""
-
-    def embed() -> bytes:
-        hidden = ends.embed(torch.tensor([token_ids]), start)
-        return hidden.contiguous().view(torch.uint8).numpy().tobytes()
-
-    data = await run(embed)
-    raw = await session.step(start, data, len(token_ids))
-    last = bytearray(raw[-(count * len(raw) // len(token_ids)) :])
-    output = torch.frombuffer(last, dtype=ends.torch_dtype).reshape(1, count, -1)
-    return await run(lambda: ends.logits(output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +67,8 @@ async def decode_events(
     With `drafting`, a step carries drafted tokens along. Each token is chosen from the model's own
     logits with the same draw as without, and a draft counts only as far as it equals what was
     chosen: so the tokens are the same ones, also when they are sampled. Positions of wrong drafts
-    are cut back by the start of the next step.
+    are cut back by the start of the next step. So are steps that were put in behind one before it
+    was answered (:class:`StepsAhead`).
 
     The session may hold the first `held` tokens of the prompt already, from an answer before: then
     only the others are sent. What it holds beyond them is cut.
@@ -139,35 +87,45 @@ async def decode_events(
     n_prompt, token_ids, position = len(prompt_ids), list(prompt_ids), held
     stamps = [time.perf_counter()]
     draws = [sampler.state()]  # before each token, to draw it again the same way
-    done, draft = False, Draft()
+    ahead = StepsAhead(ends, session, drafting, run)
+    done = False
     while True:
         try:
             left = max_new_tokens - (len(token_ids) - n_prompt)
             if done or left <= 0:
                 await session.settle()
                 return
-            if drafting is not None and position >= n_prompt:
-                draft = await drafting.draft(token_ids, left - 1)
+            draft, went_on = ahead.take(), True
+            if draft is None:
+                draft, went_on = Draft(), False
+                if drafting is not None and position >= n_prompt:
+                    draft = await drafting.draft(token_ids, left - 1)
             began = time.perf_counter()
-            logits = await forward_last(
-                ends, session, [*token_ids[position:], *draft.tokens], position,
-                1 + len(draft.tokens), run,
-            )  # fmt: skip
+            inputs = [*token_ids[position:], *draft.tokens]
+            data = await embed(ends, inputs, position, run)
+            room = left - 1 - len(draft.tokens)
+            sent = time.perf_counter()
+            raw = await ahead.step(position, data, len(inputs), [*token_ids, *draft.tokens], room)
+            came = time.perf_counter()
+            rows = 1 + len(draft.tokens)
+            logits = await last_logits(ends, raw, len(inputs), rows, run)
         except OutputWithdrawn as lie:
             position = lie.position
             kept = max(0, position + 1 - n_prompt)  # the output at p gave the token at p + 1
             del token_ids[n_prompt + kept :], stamps[kept + 1 :], draws[kept + 1 :]
             del times.tokens[max(0, kept - 1) :]  # what was redone counts for the next token
             sampler.restore(draws[kept])
-            done, draft = False, Draft()
+            done = False
+            ahead.clear()
             yield Withdrawn(kept, session.story[-1] if session.story else str(lie))
             continue
-        decoding, known, spent = position >= n_prompt, len(token_ids), 0.0
-        for row, drafted in zip(logits, (*draft.tokens, None), strict=True):
+        decoding, known, spent, choosing = position >= n_prompt, len(token_ids), 0.0, 0.0
+        for row, drafted in zip(logits, (*draft.tokens, ahead.first), strict=True):
             position = len(token_ids)
             token = await run(partial(sampler.choose, token_ids, row))
             stamps.append(time.perf_counter())
-            spent = spent or stamps[-1] - began  # not what the reader takes between tokens
+            if not spent:  # not what the reader takes between tokens
+                spent, choosing = stamps[-1] - began, stamps[-1] - came + sent - began
             if len(stamps) == 2:
                 times.first_token = stamps[1] - stamps[0]
             else:
@@ -184,8 +142,12 @@ async def decode_events(
             if done or token != drafted:
                 break
         if drafting is not None and decoding and len(token_ids) > known:
-            drafting.done(draft, token_ids[known:], spent)
-        draft = Draft()
+            drafting.done(
+                draft, token_ids[known:], spent,
+                choosing=choosing, went_on=went_on, following=ahead.following,
+            )  # fmt: skip
+        if done or len(token_ids) - known < rows or token_ids[-1] != ahead.first:
+            ahead.clear()
 
 
 async def decode_tokens(

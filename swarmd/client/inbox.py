@@ -37,13 +37,17 @@ class Inbox:
         if (reader := self._readers.pop(key, None)) is not None:
             reader.cancel()
 
+    def wake(self) -> None:
+        """End a wait: there is something else to see to."""
+        self._came.set()
+
     def take(self) -> Iterator[Incoming]:
         """What has come so far."""
         while self._queue:
             yield self._queue.popleft()
 
     async def wait(self, seconds: float | None) -> bool:
-        """Whether something comes within so many seconds (None: for ever)."""
+        """Whether something comes, or `wake` is called, within so many seconds (None: for ever)."""
         if self._queue:
             return True
         self._came.clear()

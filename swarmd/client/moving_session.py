@@ -152,6 +152,14 @@ class MovingSession:
         with _Use(self):
             return await self._session.boundaries(start, end)
 
+    def stage_seconds(self, tokens: int) -> float:
+        """As :meth:`ChainSession.stage_seconds`."""
+        return self._session.stage_seconds(tokens)
+
+    def ahead(self, start: int, data: bytes, tokens: int) -> bool:
+        """As :meth:`ChainSession.ahead`. A step that goes to another chain takes all along."""
+        return self._session.ahead(start, data, tokens)
+
     async def step(self, start: int, data: bytes, tokens: int) -> bytes:
         """As :meth:`ChainSession.step`, and raises what that raises."""
         with _Use(self):
@@ -181,7 +189,7 @@ class MovingSession:
         seconds = time.perf_counter() - began
         self._held = start + tokens
         undisturbed = len(self._session.statistics.recoveries) == lost
-        decoded = undisturbed and tokens <= DECODE_TOKENS
+        decoded = undisturbed and tokens <= DECODE_TOKENS and not self._session.went_on
         if not undisturbed:
             if self._migration is not None:  # it was to be better than another chain
                 self._drop(self._migration, "a hop was replaced meanwhile")

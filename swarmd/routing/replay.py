@@ -33,6 +33,10 @@ lost        `lost`, until `replace`               the peer or its session is gon
 =========== ===================================== =================================================
 
 A step that cuts back shortens flights, or ends them. The answer to a flight that has ended is void.
+
+**Positions may be put in ahead of the step that asks for them** (`extend`): they travel behind the
+step under way, by the same rule. The step after it then goes on with them (`resume`), or cuts them
+back like all else (`begin`).
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ class Keep:
     """Instruction: of an output that begins at position `first`, `[start, end)` are new at the
     boundary of hop `after` (None: the end of the chain). Nothing is new if start equals end.
 
-    `fed`: the output's run was forwarded to the hop. `tokens`: positions of the run.
+    `fed`: the output's run was forwarded to the hop. `behind`: when the run was sent, the hop had
+    others to answer first, so how long it took says nothing. `tokens`: positions of the run.
     """
 
     after: int | None
@@ -83,6 +88,7 @@ class Keep:
     end: int
     tokens: int
     fed: bool
+    behind: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,7 @@ class _Flight:
     end: int
     tokens: int
     fed: bool
+    behind: bool
 
 
 @dataclass(slots=True)
@@ -117,7 +124,8 @@ class _Hop:
     flights: deque[_Flight] = field(default_factory=deque)
 
     def add(self, number: int, start: int, end: int, *, fed: bool) -> None:
-        self.flights.append(_Flight(number, start, end, end - start, fed))
+        behind = bool(self.flights)
+        self.flights.append(_Flight(number, start, end, end - start, fed, behind))
         self.sent = end
 
     def cut(self, start: int) -> None:
@@ -159,6 +167,11 @@ class Replay:
         return self._delivered >= self._target
 
     @property
+    def target(self) -> int:
+        """The position behind the last one of the current step."""
+        return self._target
+
+    @property
     def lost_hops(self) -> tuple[int, ...]:
         return tuple(hop.key for hop in self._hops if hop.lost)
 
@@ -194,15 +207,29 @@ class Replay:
 
     def begin(self, start: int, tokens: int) -> None:
         """A step: cut everything back to `start`, then `tokens` positions arrive at the first
-        boundary. Raises ValueError if `start` lies beyond what left the last hop before, so that
-        no position of a step that failed is passed over."""
-        if tokens < 1 or not 0 <= start <= self._delivered:
-            raise ValueError(f"step of {tokens} at {start}; {self._delivered} are complete")
+        boundary. Raises ValueError if `start` lies beyond what the steps before were asked for and
+        left the last hop, so that no position of a step that failed is passed over."""
+        complete = min(self._delivered, self._target)
+        if tokens < 1 or not 0 <= start <= complete:
+            raise ValueError(f"step of {tokens} at {start}; {complete} are complete")
         for hop in self._hops:
             hop.cut(start)
         self._delivered = min(self._delivered, start)
         self._target = start + tokens
         self._hops[0].arrived = self._target
+
+    def extend(self, tokens: int) -> None:
+        """So many positions arrive at the first boundary, behind all that came before."""
+        if tokens < 1:
+            raise ValueError(f"{tokens} positions")
+        self._hops[0].arrived += tokens
+
+    def resume(self, tokens: int) -> None:
+        """A step that begins where the one before ended, and whose positions were put in ahead:
+        nothing is cut. Raises ValueError if that one is not complete, or fewer were put in."""
+        if not self.complete or not 1 <= tokens <= self._hops[0].arrived - self._target:
+            raise ValueError(f"step of {tokens} behind {self._target}; {self._delivered} are done")
+        self._target += tokens
 
     def runnable(self) -> list[Run]:
         """What is to be sent now; it counts as sent."""
@@ -255,7 +282,7 @@ class Replay:
         else:
             following.arrived = max(known, run.end)
         after = None if following is None else following.key
-        return Keep(after, run.start, start, run.end, run.tokens, run.fed)
+        return Keep(after, run.start, start, run.end, run.tokens, run.fed, run.behind)
 
     def due(self) -> list[Due]:
         """The runs that hops ought to be at work on: of each the first one, once the hop before

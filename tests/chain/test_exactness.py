@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from swarmd.blocks import Span
-from swarmd.client.generate import forward
+from swarmd.client.forward import forward
 from swarmd.compute.ends import ModelEnds
 from swarmd.compute.model_folder import open_folder
 from tests.conftest import Runner

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from swarmd.blocks import Span
-from swarmd.client.generate import decode_tokens, forward
+from swarmd.client.forward import forward
+from swarmd.client.generate import decode_tokens
 from swarmd.client.migration import Migration
 from swarmd.client.moving_session import MovingSession
 from swarmd.client.sampling import Sampler, SamplingConfig

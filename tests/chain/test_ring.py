@@ -258,7 +258,7 @@ def test_what_entered_each_hop_is_waited_for(
         async with swarm.running(SPANS + SPANS):
             async with ring(swarm, route="hub") as session:
                 assert await answer(ends, session) == undisturbed
-                length = len(session._inputs[session._machine.hops[0][0]])
+                length = len(session._bounds.inputs[session._machine.hops[0][0]])
                 expected = dict(await session.boundaries(0, length))
             async with ring(swarm) as session:
                 assert await answer(ends, session) == undisturbed

@@ -24,13 +24,31 @@ from tests.local_swarm import LocalSwarm
 class Scripted(Drafting):
     """Drafts that know the answer, and are right as far as `luck` says."""
 
-    def __init__(self, expected: Sequence[int], luck: Callable[[], bool], longest: int = 7) -> None:
+    def __init__(
+        self,
+        expected: Sequence[int],
+        luck: Callable[[], bool],
+        longest: int = 7,
+        *,
+        ahead: int = 0,
+    ) -> None:
         super().__init__(longest)
         self.expected, self.luck = [*PROMPT, *expected], luck
         self.lengths: list[int] = []
+        self.goes_ahead = ahead
+
+    @property
+    def ahead(self) -> int:
+        return self.goes_ahead if self.lengths else 0
 
     async def draft(self, token_ids: Sequence[int], room: int) -> Draft:
-        known = self.expected[len(token_ids) : len(token_ids) + min(room, self._length.longest)]
+        return self.scripted(len(token_ids), min(room, self._length.longest))
+
+    async def next(self, token_ids: Sequence[int], room: int) -> Draft:
+        return self.scripted(len(token_ids), min(room, 1 + self._length.longest))
+
+    def scripted(self, start: int, count: int) -> Draft:
+        known = self.expected[start : start + max(0, count)]
         drafted = tuple(token if self.luck() else (token + 1) % 90 for token in known)
         self.lengths.append(len(drafted))
         return Draft(drafted, (), "scripted")
@@ -60,9 +78,11 @@ async def drafted_answer(
     return tokens
 
 
+@pytest.mark.parametrize("ahead", [0, 3])
 @pytest.mark.parametrize("luck", LUCK)
 def test_drafts_of_any_quality_leave_the_answer_as_it_is(
     luck: str,
+    ahead: int,
     sampling: SamplingConfig,
     honest: Honest,
     swarm: LocalSwarm,
@@ -73,7 +93,7 @@ def test_drafts_of_any_quality_leave_the_answer_as_it_is(
 
     async def work() -> None:
         rng = random.Random(5)
-        drafting = Scripted(expected, lambda: LUCK[luck](rng))
+        drafting = Scripted(expected, lambda: LUCK[luck](rng), ahead=ahead)
         async with swarm.running(SPANS), await swarm.session(swarm.peers, max_length=64) as session:
             assert await drafted_answer(ends, session, drafting, sampling) == expected
         steps, found = drafting.statistics.steps, drafting.statistics
@@ -84,13 +104,19 @@ def test_drafts_of_any_quality_leave_the_answer_as_it_is(
             assert (steps, found.right) == (NEW_TOKENS - 1, 0)
         else:
             assert 3 < steps < NEW_TOKENS - 1
+        assert found.tokens == NEW_TOKENS - 1
+        if luck == "always right" and ahead:
+            assert (found.ahead, found.held) == (2, 2)
+        elif not ahead:
+            assert (found.ahead, found.held) == (0, 0)
 
     run_async(work())
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("seed", range(12))
 def test_many_seeds_draw_the_same_tokens(
-    seed: int, swarm: LocalSwarm, ends: ModelEnds, honest: Honest, run_async: Runner
+    seed: int, ahead: int, swarm: LocalSwarm, ends: ModelEnds, honest: Honest, run_async: Runner
 ) -> None:
     """What is drawn does not hang on the drafts at all, so neither does its distribution."""
     sampling = SamplingConfig(temperature=1.3, top_k=40, repetition_penalty=1.1, seed=seed)
@@ -98,18 +124,20 @@ def test_many_seeds_draw_the_same_tokens(
 
     async def work() -> None:
         rng = random.Random(seed)
-        drafting = Scripted(expected, lambda: rng.random() < 0.6)
+        drafting = Scripted(expected, lambda: rng.random() < 0.6, longest=3, ahead=ahead)
         async with swarm.running(SPANS), await swarm.session(swarm.peers, max_length=64) as session:
             assert await drafted_answer(ends, session, drafting, sampling) == expected
 
     run_async(work())
 
 
+@pytest.mark.parametrize("ahead", [0, 3])
 @pytest.mark.parametrize("hop", [0, 1, 2])
 @pytest.mark.parametrize("token", [1, 5, 9, 14, 20])
 def test_a_peer_that_dies_among_drafts_changes_nothing(
     hop: int,
     token: int,
+    ahead: int,
     swarm: LocalSwarm,
     ends: ModelEnds,
     undisturbed: list[int],
@@ -117,7 +145,7 @@ def test_a_peer_that_dies_among_drafts_changes_nothing(
 ) -> None:
     async def work() -> None:
         rng = random.Random(token)
-        drafting = Scripted(undisturbed, lambda: rng.random() < 0.7, longest=4)
+        drafting = Scripted(undisturbed, lambda: rng.random() < 0.7, longest=3, ahead=ahead)
 
         def before(number: int) -> None:
             if number == token:
@@ -132,14 +160,20 @@ def test_a_peer_that_dies_among_drafts_changes_nothing(
     run_async(work())
 
 
+@pytest.mark.parametrize("ahead", [0, 3])
 def test_a_liar_among_drafts_is_found_and_the_answer_redone(
-    sampling: SamplingConfig, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+    ahead: int,
+    sampling: SamplingConfig,
+    honest: Honest,
+    swarm: LocalSwarm,
+    ends: ModelEnds,
+    run_async: Runner,
 ) -> None:
     expected, first = honest(sampling), len(PROMPT) + 6
 
     async def work() -> None:
         rng = random.Random(8)
-        drafting = Scripted(expected, lambda: rng.random() < 0.7, longest=3)
+        drafting = Scripted(expected, lambda: rng.random() < 0.7, longest=3, ahead=ahead)
         async with swarm.running(SPANS * 3):
             lying(swarm.peers[1], lambda position: position >= first)
             session = await swarm.session(swarm.peers[:3], max_length=64, checks=ALL)
@@ -158,14 +192,15 @@ def test_a_liar_among_drafts_is_found_and_the_answer_redone(
     run_async(work())
 
 
+@pytest.mark.parametrize("ahead", [0, 3])
 def test_an_end_of_text_among_the_drafts_ends_the_answer(
-    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+    ahead: int, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
 ) -> None:
     expected = honest(SAMPLING)
     end = next(token for n, token in enumerate(expected) if n > 4 and token not in expected[:n])
 
     async def work() -> None:
-        drafting = Scripted(expected, lambda: True)
+        drafting = Scripted(expected, lambda: True, longest=2, ahead=ahead)
         async with swarm.running(SPANS), await swarm.session(swarm.peers, max_length=64) as session:
             tokens = decode_tokens(
                 ends, session, PROMPT, Sampler(SAMPLING),

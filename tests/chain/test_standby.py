@@ -40,7 +40,7 @@ def behind(session: ChainSession) -> int:
     """By how many positions the standby that lacks most is behind; all if one is missing."""
     hops = session._machine.hops
     held = [session._spares.held(key) for key, _ in hops]
-    known = [len(session._inputs[key]) for key, _ in hops]
+    known = [len(session._bounds.inputs[key]) for key, _ in hops]
     return max(now - (has or 0) for now, has in zip(known, held, strict=True))
 
 
@@ -154,7 +154,7 @@ def test_steps_that_cut_back_are_followed(
 
     async def outputs(kill: bool) -> list[bytes]:
         async with swarm.running(SPANS + SPANS), followed(swarm) as session:
-            size = session._position_bytes
+            size = session._bounds.position_bytes
             ids = [torch.tensor([[number]]) for number in range(3, 60)]
             rows = [ends.embed(one, 0).numpy().tobytes() for one in ids]
             assert len(rows[0]) == size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -95,13 +96,29 @@ class Shell:
         self.positions_run = 0
         self.positions_sent = 0
 
-    def step(self, start: int, tokens: list[int], failure_rate: float) -> None:
-        for history in [*self.inputs.values(), self.out]:
-            del history[start:]
-        self.machine.begin(start, len(tokens))
-        self.inputs[self.machine.hops[0][0]] += tokens
-        failures, idle = 6, 0
+    def step(
+        self,
+        start: int,
+        tokens: list[int],
+        failure_rate: float,
+        *,
+        ahead: Sequence[list[int]] = (),
+    ) -> None:
+        """A step; while it is under way, the runs `ahead` are put in behind it. One whose tokens
+        were put in so goes on with them."""
+        first = self.inputs[self.machine.hops[0][0]]
+        if tokens and start == self.machine.target and first[start : start + len(tokens)] == tokens:
+            self.machine.resume(len(tokens))
+        else:
+            for history in [*self.inputs.values(), self.out]:
+                del history[start:]
+            self.machine.begin(start, len(tokens))
+            first += tokens
+        failures, idle, ahead = 6, 0, deque(ahead)
         while not self.machine.complete:
+            if ahead and self.rng.random() < 0.5:
+                self.machine.extend(len(ahead[0]))
+                self.inputs[self.machine.hops[0][0]] += ahead.popleft()
             self.send()
             if failures and self.rng.random() < failure_rate:
                 failures -= 1
@@ -242,6 +259,85 @@ def test_any_order_of_failures_gives_the_undisturbed_outputs(
     assert next(s.start for _, s in shell.machine.hops) == 0
     for due in settled(shell).machine.due():
         assert due.fed, "a copy may be lost with its link; an answer may not"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    n_hops=st.integers(1, 4),
+    chunk=st.integers(1, 7),
+    rate=st.sampled_from([0.0, 0.05, 0.3]),
+    ring=st.booleans(),
+)
+def test_what_is_put_in_ahead_changes_no_output(
+    seed: int, n_hops: int, chunk: int, rate: float, ring: bool
+) -> None:
+    """Of the runs that are put in behind a step, the next steps ask for some, and cut the rest."""
+    rng = random.Random(seed)
+    shell = Shell([Span(2 * i, 2 * i + 2) for i in range(n_hops)], chunk, rng, ring=ring)
+    tokens: list[int] = []
+    plan: deque[list[int]] = deque()
+    for _ in range(12):
+        if plan and rng.random() < 0.7:
+            start, new = len(tokens), plan.popleft()
+        else:
+            plan.clear()
+            start = rng.randint(max(0, len(tokens) - 3), len(tokens))
+            new = [rng.randrange(1000) for _ in range(rng.randint(1, 9))]
+        more = [[rng.randrange(1000) for _ in range(rng.randint(1, 4))] for _ in range(3)]
+        more = more[: rng.randint(0, 3) - len(plan)] if len(plan) < 3 else []
+        in_before = sum(map(len, plan))
+        tokens[start:] = new
+        shell.step(start, new, rate, ahead=more)
+        assert shell.out[: len(tokens)] == undisturbed(tokens, n_blocks=2 * n_hops)
+        held = shell.inputs[shell.machine.hops[0][0]]
+        came = len(held) - len(tokens) - in_before  # the step may be over before all were put in
+        for one in more:
+            if came < len(one):
+                break
+            came -= len(one)
+            plan.append(one)
+        assert held == [*tokens, *(token for one in plan for token in one)]
+
+
+def test_steps_put_in_ahead_travel_behind_the_one_under_way() -> None:
+    machine, (a, b) = linked_chain(2)
+    machine.begin(0, 3)
+    (first,) = machine.runnable()
+    machine.extend(2)
+    (second,) = machine.runnable()
+    assert (second.start, second.end, second.path) == (3, 5, (a, b))
+    assert machine.finished(a, first.number) is not None
+    keep = machine.finished(a, second.number)
+    assert keep is not None
+    assert keep.behind
+    assert machine.finished(b, first.number) is not None
+    assert machine.complete
+    machine.resume(2)
+    assert not machine.complete
+    assert machine.runnable() == []
+    machine.finished(b, second.number)
+    assert machine.complete
+    with pytest.raises(ValueError, match="behind 5"):
+        machine.resume(1)
+
+
+def test_a_step_that_goes_another_way_voids_what_was_put_in_ahead() -> None:
+    machine, (a, b) = linked_chain(2)
+    machine.begin(0, 3)
+    (first,) = machine.runnable()
+    machine.extend(2)
+    (second,) = machine.runnable()
+    for run in (first, second):
+        machine.finished(a, run.number)
+        machine.finished(b, run.number)
+    with pytest.raises(ValueError, match="3 are complete"):
+        machine.begin(4, 1)  # nobody asked for position 3
+    machine.begin(2, 2)
+    (third,) = machine.runnable()
+    assert (third.start, third.end, third.path) == (2, 4, (a, b))
+    assert machine.finished(a, third.number) is not None
+    assert machine.arrived(b) == 4
 
 
 def settled(shell: Shell) -> Shell:
