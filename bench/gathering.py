@@ -1,8 +1,9 @@
 """Does it pay that a turn waits for sessions whose step is due? Simulated chains of nodes.
 
 Sessions decode round a chain of servers. A server runs all steps that wait as one turn, which takes
-a time for the weights and a little for each row; between servers a step travels, with jitter. With
-`shared`, all servers are on one device and slow one another. The policy is the daemon's own
+a time for the weights and a little for each row; between servers a step travels, with jitter, and
+each server reads and writes its messages one after the other. With `shared`, all servers are on one
+device and slow one another. The policy is the daemon's own
 (:mod:`swarmd.compute.gathering`), against one that never waits; both see the same random numbers.
 
     python -m bench.gathering [--seconds 4] [--seeds 3]
@@ -22,7 +23,7 @@ from typing import Any
 from bench.report import save, show
 from swarmd.compute.gathering import Gathering
 
-WARM_UP = 1.0
+WARM_UP = 3.0
 SPREAD = 0.03
 """Of a turn's time."""
 
@@ -38,11 +39,14 @@ class Setting:
     row: float = 0.08e-3
     transit: float = 0.4e-3
     jitter: float = 0.3
+    message: float = 0.1e-3
 
 
 SETTINGS = (
     Setting("2 on one GPU", 2, True),
+    Setting("2 on one GPU, rows for free", 2, True, row=0.01e-3),
     Setting("2 GPUs", 2, False),
+    Setting("2 GPUs, rows for free", 2, False, row=0.01e-3),
     Setting("3 GPUs", 3, False),
     Setting("2 GPUs, 6 ms apart", 2, False, transit=3e-3),
     Setting("1 GPU, client 40 ms away", 1, False, transit=20e-3),
@@ -67,6 +71,7 @@ class _Server:
     began: float = 0.0
     since: float | None = None
     wait: int = 0
+    talks_until: float = 0.0
 
 
 class Chain:
@@ -97,6 +102,16 @@ class Chain:
         heapq.heappush(self._events, (when, next(self._order), act, arguments))
 
     def _arrive(self, now: float, number: int, session: int) -> None:
+        """A step has come; it is read when the messages before it are."""
+        self._at(self._talked(now, number), self._read, number, session)
+
+    def _talked(self, now: float, number: int) -> float:
+        """When a message that may be read or written from `now` on has been."""
+        server = self._servers[number]
+        server.talks_until = max(now, server.talks_until) + self._setting.message
+        return server.talks_until
+
+    def _read(self, now: float, number: int, session: int) -> None:
         server = self._servers[number]
         server.waiting.append(session)
         server.policy.arrived(session, now)
@@ -146,13 +161,18 @@ class Chain:
         self._work(now)
         server, setting = self._servers[number], self._setting
         sessions, server.running = server.running, []
-        server.policy.ran(now - server.began)
+        server.policy.ran(now, now - server.began, len(sessions))
         last = number + 1 == len(self._servers)
         for session in sessions:
             server.policy.finished(session, now)
             self._tokens += last and now > WARM_UP
             way = setting.transit * self._rng.uniform(1 - setting.jitter, 1 + setting.jitter)
-            self._at(now + way, self._arrive, (number + 1) % len(self._servers), session)
+            self._at(
+                self._talked(now, number) + way,
+                self._arrive,
+                (number + 1) % len(self._servers),
+                session,
+            )
         self._plan_ends(now)
         self._consider(now, number)
 

@@ -4,9 +4,10 @@ Weights are random bfloat16, made in place, so nothing is read from a disk. In t
 library's own eager decoding in one process; the best case of offloading (how long it takes to bring
 all weights from pinned host memory, transfer alone); and the floor (to read all weights once).
 
-One stream is a whole client: embedding, chain, head, greedy choice. Many streams are sessions of
-several client processes that send hidden states and have no head, as if on machines of their own;
-they are compared with one such stream.
+One stream is a whole client: embedding, chain (a ring), head, greedy choice. Many streams are
+sessions of several client processes that send hidden states, to each daemon in turn, and have no
+head, as if on machines of their own; they are compared with one such stream. They are counted after
+some seconds, in which the daemons find out how long it pays to wait for one another's sessions.
 
     python -m bench.gpu [--seconds 10] [--devices cuda:0,cuda:1] [--blocks 32] [--streams 1,8,32]
 """
@@ -37,6 +38,7 @@ DTYPE, HIDDEN = "bfloat16", 4096
 MODEL = ModelId(b"swarmd bench gpu")
 GOALS = {"one stream, tokens/s": 110.0, "8 streams": 5.0, "32 streams": 15.0, "offloading": 25.0}
 PROMPT = 64
+WARM_UP = 4.0
 
 
 def config(n_blocks: int) -> LlamaConfig:
@@ -59,18 +61,54 @@ def random_part(n_blocks: int, span: Span | None, device: str) -> Any:
 # ---- a daemon ------------------------------------------------------------------------------------
 
 
+class TurnLog:
+    """Which turns `blocks` ran: of how many rows, for how long, after how long a rest."""
+
+    def __init__(self, blocks: Any) -> None:
+        self._run = blocks.run
+        blocks.run = self.run
+        self._ended = time.monotonic()
+        self._turns: list[tuple[int, float, float]] = []
+
+    def run(self, arena: Any, pieces: Any) -> Any:
+        began = time.monotonic()
+        outputs = self._run(arena, pieces)
+        rested, self._ended = began - self._ended, time.monotonic()
+        rows = sum(piece.tokens for piece in pieces)
+        self._turns.append((rows, self._ended - began, rested))
+        return outputs
+
+    def told(self) -> str:
+        """Since the last call: of turns of so many rows, their number, and medians in ms."""
+        turns, self._turns = self._turns, []
+        found = []
+        for rows in sorted({one[0] for one in turns}):
+            of = [one for one in turns if one[0] == rows]
+            ran, rested = (1e3 * statistics.median(one[i] for one in of) for i in (1, 2))
+            found.append(f"{rows}: {len(of)} x {ran:.1f} after {rested:.1f}")
+        return "; ".join(found)
+
+
 async def serve(n_blocks: int, span: Span, device: str, kv_tokens: int) -> None:
     """In a child: print port and peer id, and serve until stdin ends."""
     from swarmd.compute.block_span import BlockSpan
     from swarmd.compute.engine import Engine
     from swarmd.compute.throughput import measure
-    from swarmd.identity import Identity
+    from swarmd.identity import Identity, PeerId
+    from swarmd.node.edge import Successors
     from swarmd.node.served import ServedModel
     from swarmd.node.sessions import SessionServer
     from swarmd.peers import Address
     from swarmd.tasks import TaskOwner
     from swarmd.wire.connection import Connection
-    from swarmd.wire.transport import Door, bind, listen
+    from swarmd.wire.pool import Pool
+    from swarmd.wire.transport import Door, Greeting, bind, listen
+
+    ports: dict[str, int] = {}
+
+    async def whereis(peer_id: PeerId) -> Address | None:
+        port = ports.get(peer_id.hex())
+        return None if port is None else Address("127.0.0.1", port)
 
     door = Door(Identity.generate())
     blocks = BlockSpan.of_model(
@@ -82,7 +120,12 @@ async def serve(n_blocks: int, span: Span, device: str, kv_tokens: int) -> None:
         engine.reckon_with(speed.turn_cost(batched=blocks.batched))
         model = ServedModel(MODEL, "bench", n_blocks, HIDDEN, 8192, DTYPE)
         server = SessionServer(door, model, engine)
-        async with TaskOwner("bench") as owner:
+        turns = TurnLog(blocks)
+        async with (
+            TaskOwner("bench") as owner,
+            Pool(Greeting(MODEL, door.identity)) as edge_pool,
+        ):
+            server.successors = Successors(edge_pool, whereis)
 
             def accept(connection: Connection) -> None:
                 owner.spawn(server.serve(connection), name="connection", errors="log")
@@ -98,7 +141,11 @@ async def serve(n_blocks: int, span: Span, device: str, kv_tokens: int) -> None:
                 "memory_gb": torch.cuda.memory_allocated() / 1e9,
             }
             print(json.dumps(about), flush=True)
-            await asyncio.to_thread(sys.stdin.read)
+            while said := await asyncio.to_thread(sys.stdin.readline):
+                if said.startswith("{"):
+                    ports.update(json.loads(said))
+                    continue
+                print(f"turns of {span}, ms: {turns.told()}", file=sys.stderr, flush=True)
             graphs = list(blocks._graphs.values())
             print(f"graphs work: {[g.works for g in graphs]}", file=sys.stderr, flush=True)
             listener.close()
@@ -150,6 +197,9 @@ async def one_stream(
         async with ChainSession(
             router, pool, chain, hidden_size=HIDDEN, max_length=1024
         ) as running:
+            await running.open_links()
+            if not await running.wait_for_links(10):
+                raise RuntimeError("the daemons do not forward to one another")
             logits = await forward(ends, running, list(range(100, 100 + PROMPT)), 0)
             for number in range(tokens):
                 began = time.perf_counter()
@@ -175,14 +225,15 @@ async def streams(ports: list[int], spans: list[Span], count: int, seconds: floa
         await asyncio.gather(*(through(chain, noise(1, 7)) for chain in chains))
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    until = time.monotonic() + seconds
+    since = time.monotonic() + WARM_UP
+    until = since + seconds
     hidden = noise(1, 8)
 
     async def run(chain: list[Session]) -> int:
         done = 0
-        while time.monotonic() < until:
+        while (now := time.monotonic()) < until:
             await through(chain, hidden)
-            done += 1
+            done += now >= since
         return done
 
     print(sum(await asyncio.gather(*map(run, chains))), flush=True)
@@ -273,6 +324,14 @@ def line(process: subprocess.Popen[str]) -> str:
     return found
 
 
+def tell(nodes: list[subprocess.Popen[str]]) -> None:
+    """Have the daemons say which turns they ran since the last time."""
+    for node in nodes:
+        assert node.stdin is not None
+        node.stdin.write("turns\n")
+        node.stdin.flush()
+
+
 def rate_of(ports: list[int], count: int, seconds: float, blocks: int) -> float:
     """Tokens a second of so many streams in all, from several processes."""
     each = [len(range(n, count, 6)) for n in range(6)]
@@ -335,13 +394,19 @@ def main() -> None:
         print(servers)
         figures["servers"] = servers
         ports = [server["port"] for server in servers]
+        for node in nodes:
+            assert node.stdin is not None
+            node.stdin.write(json.dumps({one["peer"]: one["port"] for one in servers}) + "\n")
+            node.stdin.flush()
         rounds: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             times = run(one_stream(servers, spans, options.blocks, devices[0], options.tokens))
             torch.cuda.empty_cache()
             rounds.setdefault("one stream, tokens/s", []).append(1 / statistics.median(times))
             for count in map(int, options.streams.split(",")):
+                tell(nodes)
                 rate = rate_of(ports, count, options.seconds, options.blocks)
+                tell(nodes)
                 rounds.setdefault(f"{count} streams", []).append(rate)
             print({name: [round(v, 1) for v in values] for name, values in rounds.items()})
     finally:

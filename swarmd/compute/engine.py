@@ -310,10 +310,12 @@ class Engine:
             log.exception("a step of %d tokens at %d failed", job.work.tokens, job.start)
             self._fail(job, InternalError(f"{type(error).__name__} in a block"))
             return
-        spent = time.monotonic() - began
+        ended = time.monotonic()
+        spent, total = ended - began, sum(tokens for _, tokens in running)
         if all(tokens <= self._scheduler.decode_tokens for _, tokens in running):
-            self._gathering.ran(spent)
-        total = sum(tokens for _, tokens in running)
+            self._gathering.ran(ended, spent, total)
+        else:
+            self._gathering.ran_other()
         for (job, tokens), output in zip(running, outputs, strict=True):
             job.outputs.append(output)
             job.compute_seconds += spent

@@ -4,9 +4,10 @@ A turn of many rows takes little longer than one of few. Clients that decode sid
 next step a moment after their last output; a turn that starts with the first of them leaves the
 others to the next turn, and from then on each takes part in every second turn only. In a chain of
 nodes it is worse: sessions go round in groups, and who comes a moment too late everywhere stays
-a group of its own for good. So a turn waits for the sessions whose next step is due within a share
-of a turn from when it could begin: a session is due when it has paused as long as the last time.
-Who is due later, because another node is at it, or it lives far away or pauses, is not waited for.
+a group of its own for good. So a turn waits for the sessions whose next step is due within some
+time, in turns, from when it could begin (:mod:`swarmd.compute.patience` says how long that is): a
+session is due when it has paused as long as the last time. Who is due later, because another node
+is at it, or it lives far away or pauses, is not waited for.
 
 | event | of a session | then |
 |---|---|---|
@@ -21,11 +22,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from swarmd.compute.patience import PatienceSearch
+
 __all__ = ["Gathering"]
 
-PATIENCE = 0.3
-"""The longest wait, as a share of the last decode turn's time: what waiting may cost at worst. More
-than this waits too often where every node has its own device (`bench/gathering.py`, simulated)."""
 LATENESS = 0.5
 """By how much of its last pause, or of the longest wait if that is less, a session may be late;
 seconds of `LEAST` are always granted."""
@@ -44,11 +44,19 @@ class Gathering:
 
     def __init__(self) -> None:
         self._sessions: dict[Hashable, _Session] = {}
-        self._patience = 0.0
+        self._search = PatienceSearch()
+        self._turn = 0.0
+
+    @property
+    def _patience(self) -> float:
+        return self._search.value * self._turn
 
     def arrived(self, session: Hashable, now: float) -> None:
         """A step of the session came at `now`."""
-        known = self._sessions.setdefault(session, _Session())
+        known = self._sessions.get(session)
+        if known is None:
+            known = self._sessions[session] = _Session()
+            self._search.disturbed()
         known.steps += 1
         if known.rested_at is not None:
             known.pause = max(0.0, now - known.rested_at)
@@ -62,13 +70,19 @@ class Gathering:
         known.steps -= 1
         known.rested_at = now if known.steps == 0 else None
 
-    def ran(self, seconds: float) -> None:
-        """A turn of decode steps only took so long."""
-        self._patience = PATIENCE * seconds
+    def ran(self, now: float, seconds: float, rows: int) -> None:
+        """A turn of so many rows, decode steps only, is over at `now` and took so long."""
+        self._turn = seconds
+        self._search.ran(now, rows)
+
+    def ran_other(self) -> None:
+        """A turn with a piece of a prompt is over."""
+        self._search.disturbed()
 
     def forget(self, session: Hashable) -> None:
         """The session is closed."""
-        self._sessions.pop(session, None)
+        if self._sessions.pop(session, None) is not None:
+            self._search.disturbed()
 
     def until(self, now: float, since: float) -> float | None:
         """When to wait no longer for those who are due, if the turn could have begun at `since`;

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.compute.gathering import LATENESS, LEAST, PATIENCE, Gathering
+from swarmd.compute.gathering import LATENESS, LEAST, Gathering
+from swarmd.compute.patience import CANDIDATES
+
+PATIENCE = CANDIDATES[0]
+"""What it is before anything was tried."""
 
 
 def decoding(*pauses: float, turn: float = 0.08) -> Gathering:
@@ -17,7 +21,7 @@ def decoding(*pauses: float, turn: float = 0.08) -> Gathering:
         gathering.finished(session, 1.0)
         gathering.arrived(session, 1.0 + pause)
         gathering.finished(session, 10.0)
-    gathering.ran(turn)
+    gathering.ran(10.0, turn, len(pauses))
     return gathering
 
 
@@ -45,7 +49,7 @@ def test_who_comes_back_from_another_node_is_waited_for_when_it_is_due() -> None
 def test_who_lives_far_away_is_not_waited_for() -> None:
     gathering = decoding(PATIENCE * 0.08 + 0.001)
     assert gathering.until(10.0, 10.0) is None
-    gathering.ran(0.2)  # a longer turn has more patience
+    gathering.ran(10.0, 0.2, 1)  # a longer turn has more patience
     assert gathering.until(10.0, 10.0) is not None
 
 
@@ -70,14 +74,14 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_nobody_is_waited_for_longer_than_a_share_of_a_turn(
+def test_nobody_is_waited_for_longer_than_the_longest_patience(
     events: list[tuple[str, int, float]],
 ) -> None:
-    gathering, now, patience, steps = Gathering(), 1.0, 0.0, dict.fromkeys(range(4), 0)
+    gathering, now, turn, steps = Gathering(), 1.0, 0.0, dict.fromkeys(range(4), 0)
     for kind, session, seconds in events:
         if kind == "ran":
-            gathering.ran(seconds)
-            patience = PATIENCE * seconds
+            gathering.ran(now, seconds, 1)
+            turn = seconds
         else:
             now += seconds
             if kind == "forget":
@@ -87,6 +91,6 @@ def test_nobody_is_waited_for_longer_than_a_share_of_a_turn(
                 getattr(gathering, kind)(session, now)
                 steps[session] = max(0, steps[session] + (1 if kind == "arrived" else -1))
         until = gathering.until(now, now - 0.01)
-        assert until is None or now < until <= now - 0.01 + patience
+        assert until is None or now < until <= now - 0.01 + max(CANDIDATES) * turn
         if all(steps.values()):
             assert until is None, "all have a step already"
