@@ -19,7 +19,7 @@ from collections.abc import Callable
 from swarmd.client.boundaries import Boundaries
 from swarmd.client.hop_link import HopEvent, HopLink, HopOutput, Refused
 from swarmd.client.inbox import Inbox
-from swarmd.client.repair import Repair, all_of
+from swarmd.client.repair import Repair, all_of, neighbours
 from swarmd.client.ring_links import RingLinks
 from swarmd.client.router import Router
 from swarmd.client.session_config import Recovery, SessionConfig, SessionStatistics
@@ -469,7 +469,8 @@ class ChainSession:
         since, reason = self._lost_since.pop(key, (time.perf_counter(), "the step was cancelled"))
         standby = await self._spares.take(key)
         if standby is None:
-            chain, links = await self._repair.replacement(lost)
+            between = neighbours(self._machine, self._hops, key)
+            chain, links = await self._repair.replacement(lost, between)
         else:
             chain, links = Chain((standby.hop,), 0.0), [standby.link]
         held = 0 if standby is None else standby.shadow.cached

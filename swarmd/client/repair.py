@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from swarmd.client.hop_link import HopLink
@@ -13,9 +13,11 @@ from swarmd.errors import NoRoute, PeerFailure, RemoteError, ReplayExhausted
 from swarmd.identity import PeerId
 from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.losses import Losses, Verdict
+from swarmd.routing.query import NOBODY, Between
+from swarmd.routing.replay import Replay
 from swarmd.wire.pool import Pool
 
-__all__ = ["Repair", "all_of"]
+__all__ = ["Repair", "all_of", "neighbours"]
 
 
 class Repair:
@@ -70,20 +72,22 @@ class Repair:
             fed=True,
         )
 
-    async def replacement(self, lost: Hop) -> tuple[Chain, list[HopLink]]:
+    async def replacement(
+        self, lost: Hop, between: Between = NOBODY
+    ) -> tuple[Chain, list[HopLink]]:
         """Hops for the blocks of a lost one, and open links to all of them.
 
         Raises NoRoute, ReplayExhausted, and the refusal on which two peers agree.
         """
         while True:
-            chain = await self._find(lost)
+            chain = await self._find(lost, between)
             try:
                 return chain, await self._open_all(chain.hops)
             except _OpeningFailed as failure:
                 self._tell(f"{failure.hop} did not open: {failure.error}")
                 self.count(failure.hop, failure.error)
 
-    async def _find(self, lost: Hop) -> Chain:
+    async def _find(self, lost: Hop, between: Between) -> Chain:
         def tell_waiting(error: NoRoute) -> None:
             self._tell(f"waiting up to {self._config.wait:g} s: {error}")
 
@@ -101,6 +105,7 @@ class Repair:
                 urgent=True,
                 wait=self._config.wait,
                 mixing=self._mixing,
+                between=between,
                 on_waiting=tell_waiting,
             )
         except NoRoute as error:
@@ -131,6 +136,19 @@ class Repair:
                 link.abort()
             raise
         return [opened[index] for index in range(len(hops))]
+
+
+def neighbours(machine: Replay, hops: Mapping[int, Hop], key: int) -> Between:
+    """Who is before and after a hop, as far as they are not lost themselves."""
+    keys = [one for one, _ in machine.hops]
+    at = keys.index(key)
+
+    def peer_id(index: int) -> PeerId | None:
+        if not 0 <= index < len(keys) or keys[index] in machine.lost_hops:
+            return None
+        return hops[keys[index]].peer.peer_id
+
+    return Between(peer_id(at - 1), peer_id(at + 1))
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -32,7 +32,7 @@ from swarmd.routing.dijkstra import best_chain, find_chain
 from swarmd.routing.edges import Edges, Route
 from swarmd.routing.health import Deadlines, Health, RttTable
 from swarmd.routing.probe import probe_rtts
-from swarmd.routing.query import RouteQuery, mixings
+from swarmd.routing.query import NOBODY, Between, RouteQuery, mixings
 from swarmd.routing.view import View
 
 __all__ = ["Router", "RouterConfig"]
@@ -153,18 +153,26 @@ class Router:
         without: Set[PeerId] = frozenset(),
         pardoned: Set[PeerId] = frozenset(),
         jitter: bool = True,
+        between: Between = NOBODY,
     ) -> Chain:
         """The cheapest chain over `span` (default: all blocks) of peers that compute in
         `arithmetic` (default: the one that is cheapest); if `mixed`, in its dtype and with any
         quantization (default: what this router's `quantization` prefers). With `jitter` clients
-        spread over chains that cost nearly the same.
+        spread over chains that cost nearly the same. Part of a chain is priced `between` the hops
+        before and after it.
 
         Never takes peers of `without`; takes banned ones only if they are `pardoned`. Raises
         NoRoute.
         """
         query = self._query(span or Span(0, self.view.n_blocks), kv_needed)
         rng = self._rng if jitter else None
-        query = replace(query, banned=(query.banned - pardoned) | without, rng=rng)
+        query = replace(
+            query,
+            banned=(query.banned - pardoned) | without,
+            rng=rng,
+            previous=between.previous,
+            next=between.next,
+        )
         return self._search(query, arithmetic, mixed)
 
     def candidates(
@@ -231,6 +239,7 @@ class Router:
         urgent: bool = False,
         wait: float = 0.0,
         mixing: bool = True,
+        between: Between = NOBODY,
         on_waiting: Callable[[NoRoute], None] | None = None,
     ) -> Chain:
         """`choose`; where there is no chain, look again, for up to `wait` seconds more.
@@ -255,6 +264,7 @@ class Router:
                 kv_needed=kv_needed,
                 without=without(),
                 pardoned=pardoned,
+                between=between,
             )
 
         if urgent:

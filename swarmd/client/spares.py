@@ -19,10 +19,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from swarmd.client.hop_link import HopLink, HopOutput, Refused
+from swarmd.client.repair import neighbours
 from swarmd.client.router import Router
 from swarmd.errors import DhtError, NoRoute, PeerFailure, RemoteError
 from swarmd.routing.chain import Chain, Hop
 from swarmd.routing.history import History
+from swarmd.routing.query import Between
 from swarmd.routing.replay import Replay
 from swarmd.routing.shadow import Shadow
 from swarmd.tasks import TaskOwner
@@ -168,7 +170,7 @@ class Spares:
         hop = self._hops.get(key)
         if hop is None or key in self._ready:
             return
-        chain = self._choose(hop)
+        chain = self._choose(hop, neighbours(self._machine, self._hops, key))
         if chain is None:
             return
         if self._standby and len(chain.hops) == 1:
@@ -176,7 +178,7 @@ class Spares:
         else:
             await self._router.probe([one.peer for one in chain.hops])
 
-    def _choose(self, hop: Hop) -> Chain | None:
+    def _choose(self, hop: Hop, between: Between) -> Chain | None:
         """Who would replace a hop: rather a peer that has no other part in the session."""
         inside = frozenset(one.peer.peer_id for one in self._hops.values())
         busy = frozenset(standby.hop.peer.peer_id for standby in self._ready.values())
@@ -188,6 +190,7 @@ class Spares:
                     mixed=False,
                     kv_needed=self._max_length,
                     without=without,
+                    between=between,
                 )
         return None
 

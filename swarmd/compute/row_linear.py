@@ -44,7 +44,7 @@ FEW_ROWS = 32
 """Up to so many rows numpy's product was the faster one where it is for one row (`bench.rows`)."""
 
 NEVER = FEW_ROWS + 1
-SPLITS = (1, 8)
+SPLITS = (1, 2, 4, 8)
 """From how many rows on a product may be split between two threads, if at all."""
 WORTH = 0.9
 """What share of its time a split product may take to be worth it."""

@@ -1,4 +1,5 @@
-"""The cheapest chain of peers, by Dijkstra's algorithm (Numerische Mathematik 1, 1959).
+"""The cheapest chain of peers, by Dijkstra's algorithm (Numerische Mathematik 1, 1959), led by a
+bound of what is left (A*; Hart, Nilsson and Raphael, IEEE Trans. SSC 4, 1968).
 
 A node `(peer, b)` means "this peer has just run block b - 1". Its edges:
 
@@ -13,22 +14,24 @@ node for each boundary b, reached by `leave(p)` and left by `enter(q)`, keeps ev
 cost, with O(peers x blocks) edges. A ring adds one edge for each pair of peers whose own link is
 known, at each boundary where the one may follow the other.
 
-Costs are above zero, hence Dijkstra is exact. A peer may occur twice in a chain with another one
-between, where that one is faster by more than two hops cost; neighbouring hops of one peer are
-one hop. Equal costs fall to the lower PeerId.
+Costs are at least zero and the bound (:mod:`swarmd.routing.bounds`) never exceeds what is left, so
+the search is exact. Of a hub it is what is left, so that little but the best path is walked. A peer
+may occur twice in a chain with another one between, where that one is faster by more than two hops
+cost; neighbouring hops of one peer are one hop. Equal costs fall to the lower PeerId.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
+import numpy as np
+
 from swarmd.blocks import Span, coverage, holes
 from swarmd.errors import NoRoute
-from swarmd.identity import PeerId
 from swarmd.peers import PeerInfo
+from swarmd.routing.bounds import Links, Prices, rest_of
 from swarmd.routing.chain import Chain, Hop, no_route
 from swarmd.routing.cost import Costs
 from swarmd.routing.query import WHOLE_MODEL, RouteQuery
@@ -38,6 +41,9 @@ __all__ = ["best_chain", "find_chain"]
 
 _CONTINUED = -1  # the node was reached by the same peer running on
 _CLIENT = -2  # the node was reached from the client, or from the hop before the range
+
+SLACK = 1e-9
+"""By which share a bound may be wrong, as sums of floats are."""
 
 
 def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Chain:
@@ -65,13 +71,13 @@ def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Cha
 
     # Drawn for every routable peer, so that a ban does not reshuffle the luck of the others.
     factors = {peer.peer_id: costs.jitter(query.rng) for peer in view.routable}
-    ring, tokens = query.mode == "ring", query.tokens
+    tokens = query.tokens
     before = view.get(query.previous) if query.previous is not None else None
     admits = [
         costs.admit(peer, query.kv_needed, avoided=peer.peer_id in query.avoid) for peer in peers
     ]
 
-    graph = _Graph(wanted, peers, _pairs(peers, admits, factors, costs, tokens) if ring else None)
+    graph = _Graph(wanted, peers)
     for peer, admit in zip(peers, admits, strict=True):
         own, f = peer.peer_id, factors[peer.peer_id]
         way = costs.enter(own, tokens)
@@ -82,7 +88,12 @@ def find_chain(view: View, costs: Costs, query: RouteQuery = WHOLE_MODEL) -> Cha
         graph.enter.append(f * (admit + way))
         graph.first.append(f * (admit + way_in))
         graph.last.append(f * way_out)
-    return _dijkstra(graph)
+    links = None
+    if query.mode == "ring":
+        links = Links.between(
+            peers, costs, [factors[peer.peer_id] for peer in peers], admits, tokens
+        )
+    return _search(graph, links)
 
 
 def best_chain(
@@ -118,125 +129,85 @@ def best_chain(
     raise min(lacking, key=lambda entry: entry[:2])[2]
 
 
-def _pairs(
-    peers: Sequence[PeerInfo],
-    admits: Sequence[float],
-    factors: Mapping[PeerId, float],
-    costs: Costs,
-    tokens: int,
-) -> Callable[[int], dict[int, float]]:
-    """Of the peer of an index: the prices of hops over its known links, by the other's index."""
-    measured: dict[PeerId, dict[PeerId, float]] = {}
-    for (source, target), rtt in costs.measured.edge_rtt.items():
-        measured.setdefault(source, {})[target] = rtt
-    least, most = costs.model.min_rtt, costs.model.max_rtt
-    # by id: index, factor, and what each hop into the peer costs apart from the link's trip
-    into = {
-        peer.peer_id: (i, factors[peer.peer_id], admit + costs.transfer(peer.peer_id, tokens))
-        for i, (peer, admit) in enumerate(zip(peers, admits, strict=True))
-    }
-
-    def pairs(i: int) -> dict[int, float]:
-        source, found = peers[i], {}
-        known = source.rtts
-        if source.peer_id in measured:
-            known = {**known, **measured[source.peer_id]}
-        for target, rtt in known.items():  # as Costs.edge
-            if target in into and 0 <= rtt < math.inf:
-                j, factor, fixed = into[target]
-                if j != i:
-                    found[j] = factor * (fixed + min(max(rtt, least), most) / 2)
-        return found
-
-    return pairs
-
-
 @dataclass(slots=True)
 class _Graph:
-    """Prices in seconds by the index of a peer. In a ring, `pairs(p)[q]` is the price of a hop
-    over the link from p to q where that is known."""
+    """Prices in seconds by the index of a peer."""
 
     span: Span
     peers: list[PeerInfo]
-    pairs: Callable[[int], dict[int, float]] | None
     first: list[float] = field(default_factory=list)  # into q at the start of the range
     enter: list[float] = field(default_factory=list)  # into q from the client
     step: list[float] = field(default_factory=list)  # one block
     leave: list[float] = field(default_factory=list)  # back to the client
     last: list[float] = field(default_factory=list)  # out of the range
 
+    def prices(self) -> Prices:
+        start, length = self.span.start, len(self.span)
+        low = np.array([max(peer.span.start - start, 0) for peer in self.peers])
+        high = np.array([min(peer.span.end - start, length) for peer in self.peers])
+        step, enter, leave, last = map(np.array, (self.step, self.enter, self.leave, self.last))
+        return Prices(low, high, step, enter, leave, last)
 
-def _dijkstra(graph: _Graph) -> Chain:
-    """Shortest path; boundaries are counted from the start of the range, 0 to `length`.
 
-    The loops are written out where a large swarm spends its time (`bench/routing.py`).
-    """
+def _search(graph: _Graph, links: Links | None) -> Chain:
+    """Shortest path by A*; boundaries are counted from the start of the range, 0 to `length`."""
     length, n = len(graph.span), len(graph.peers)
     width = length + 1
-    low = [max(peer.span.start - graph.span.start, 0) for peer in graph.peers]
-    high = [min(peer.span.end - graph.span.start, length) for peer in graph.peers]
-    step, leave = graph.step, graph.leave
-    ways_in = [enter + run for enter, run in zip(graph.enter, step, strict=True)]
+    prices = graph.prices()
+    rest = rest_of(prices, length)
+    start = np.array(graph.first) + prices.step
+    start[prices.low > 0] = math.inf  # who does not hold the first block
+    best = (start + rest.of_peers[1]).min()  # of the hub's chains: nothing dearer can win
+    if links is not None:
+        links = links.useful(prices)
+        rest = rest_of(prices, length, links)
+    most = best * (1 + SLACK)
 
     # Node p * width + b is (p, b); behind those come the boundaries of a hub, then the goal.
     boundary, goal = n * width, (n + 1) * width
-    # At each boundary, who holds the block behind it: the node after that block, and the peer.
-    waiting: list[list[tuple[int, int]]] = [[] for _ in range(length)]
-    for q in range(n):
-        for b in range(low[q], high[q]):
-            waiting[b].append((q * width + b + 1, q))
-    # ring: from p into q, and q's first block: its blocks, its node 1, the price
+    left = [*rest.of_peers.T.ravel().tolist(), *rest.of_hub.tolist(), 0.0]
+    step, leave, last = graph.step, graph.leave, graph.last
+    high = prices.high.tolist()
     known: dict[int, list[tuple[int, int, int, float]]] = {}
 
     distance = [math.inf] * (goal + 1)
     came_from = [_CLIENT] * (goal + 1)
     heap: list[tuple[float, int]] = []
-    for after, q in waiting[0]:
-        distance[after] = graph.first[q] + step[q]
-        heap.append((distance[after], after))
+    for q in np.flatnonzero(start + rest.of_peers[1] <= most).tolist():
+        distance[q * width + 1] = float(start[q])
+        heap.append((distance[q * width + 1] + left[q * width + 1], q * width + 1))
     heapify(heap)
     while heap:
-        cost, node = heappop(heap)
-        if cost > distance[node]:
+        total, node = heappop(heap)
+        cost = distance[node]
+        if total > cost + left[node]:
             continue  # a cheaper way to this node was found after this one was pushed
         if node == goal:
             break
         p, b = divmod(node, width)
+        ways: list[tuple[int, float, int]] = []  # to which node, at what cost, coming from whom
         if node >= boundary:
-            source = came_from[node]
-            for after, q in waiting[b]:
-                new = cost + ways_in[q]
-                if new < distance[after]:
-                    distance[after], came_from[after] = new, source
-                    heappush(heap, (new, after))
-            continue
-        if b == length:
-            new = cost + graph.last[p]
-            if new < distance[goal]:
-                distance[goal], came_from[goal] = new, p
-                heappush(heap, (new, goal))
-            continue
-        if b < high[p]:
-            new = cost + step[p]
-            if new < distance[node + 1]:
-                distance[node + 1], came_from[node + 1] = new, _CONTINUED
-                heappush(heap, (new, node + 1))
-        new, after = cost + leave[p], boundary + b
-        if new < distance[after]:
-            distance[after], came_from[after] = new, p
-            heappush(heap, (new, after))
-        if graph.pairs is None:
-            continue
-        if p not in known:  # of those, who may follow in p's blocks, and not as cheaply by a hub
-            known[p] = [
-                (low[q], high[q], q * width + 1, hop + step[q])
-                for q, hop in graph.pairs(p).items()
-                if low[q] <= high[p] and low[p] < high[q] and hop < leave[p] + graph.enter[q]
-            ]
-        for lowest, highest, first, hop in known[p]:
-            if lowest <= b < highest and (new := cost + hop) < distance[first + b]:
-                distance[first + b], came_from[first + b] = new, p
-                heappush(heap, (new, first + b))
+            ahead = rest.ahead[b]
+            for q in np.flatnonzero(cost + prices.enter + ahead <= most).tolist():
+                ways.append((q * width + b + 1, cost + graph.enter[q] + step[q], came_from[node]))
+        elif b == length:
+            ways.append((goal, cost + last[p], p))
+        else:
+            if b < high[p]:
+                ways.append((node + 1, cost + step[p], _CONTINUED))
+            ways.append((boundary + b, cost + leave[p], p))
+            if links is not None:
+                if p not in known:
+                    known[p] = links.out_of(p)
+                ways += [
+                    (q * width + b + 1, cost + hop + step[q], p)
+                    for q, lowest, highest, hop in known[p]
+                    if lowest <= b < highest
+                ]
+        for after, new, source in ways:
+            if new < distance[after] and (ends := new + left[after]) <= most:
+                distance[after], came_from[after] = new, source
+                heappush(heap, (ends, after))
 
     hops: list[Hop] = []
     p, b, stop = came_from[goal], length, length

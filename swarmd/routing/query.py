@@ -10,7 +10,14 @@ from swarmd.identity import PeerId
 from swarmd.peers import QUANTIZATIONS
 from swarmd.routing.cost import Mode
 
-__all__ = ["CHAIN_QUANTIZATIONS", "WHOLE_MODEL", "RouteQuery", "mixings"]
+__all__ = [
+    "CHAIN_QUANTIZATIONS",
+    "NOBODY",
+    "WHOLE_MODEL",
+    "Between",
+    "RouteQuery",
+    "mixings",
+]
 
 CHAIN_QUANTIZATIONS = ("auto", "one", "any", *QUANTIZATIONS)
 """Of which quantization the hops of a chain may be. `auto`: all of one, and only where no such
@@ -22,6 +29,18 @@ def mixings(quantization: str) -> tuple[bool, ...]:
     """For one of :data:`CHAIN_QUANTIZATIONS`, whether a chain may mix them: what is tried, in
     order."""
     return {"auto": (False, True), "any": (True,)}.get(quantization, (False,))
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The healthy hops before and after a part of a chain; None where that is the client."""
+
+    previous: PeerId | None = None
+    next: PeerId | None = None
+
+
+NOBODY = Between()
+"""The client alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

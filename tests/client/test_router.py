@@ -24,6 +24,7 @@ from swarmd.errors import (
 from swarmd.identity import PeerId
 from swarmd.peers import Address, ModelId, PeerInfo, PeerState
 from swarmd.routing.cost import CostModel, Costs
+from swarmd.routing.query import Between
 from tests.conftest import Runner
 
 MODEL = ModelId(b"m" * 16)
@@ -98,6 +99,30 @@ def test_a_replacement_is_looked_for_in_the_present_view_first(run_async: Runner
         other = await router.choose_fresh(urgent=True)
         assert other.peer_ids != chain.peer_ids
         assert swarm.fetches == 1
+
+    run_async(work())
+
+
+def test_a_replacement_in_a_ring_is_near_those_before_and_after_it(run_async: Runner) -> None:
+    """Two spares are alike for the client; one of them is a neighbour of the hops that are left."""
+    before, near, far, after = peer(1, 0, 2), peer(3, 2, 3), peer(2, 2, 3), peer(4, 3, 4)
+    before = replace(before, rtts={near.peer_id: 0.002, far.peer_id: 0.3})
+    near, far = (
+        replace(one, rtts={after.peer_id: seconds}) for one, seconds in ((near, 0.002), (far, 0.3))
+    )
+    swarm = Swarm([before, near, far, after])
+
+    async def work() -> None:
+        router = swarm.router()
+        await router.refresh(probe=False)
+        for one in swarm.peers:
+            router.rtts.observe(one.peer_id, 0.1)
+        alone = router.choose(Span(2, 3), jitter=False)
+        between = Between(before.peer_id, after.peer_id)
+        found = router.choose(Span(2, 3), jitter=False, between=between)
+        assert [chain.hops[0].peer for chain in (alone, found)] == [far, near]
+        lost = Between(PeerId(bytes(20)), None)  # who is gone is no neighbour
+        assert router.choose(Span(2, 3), jitter=False, between=lost).cost == alone.cost
 
     run_async(work())
 
