@@ -27,10 +27,11 @@ from swarmd.compute.cut_model import forked, keep_blocks, layer_stack
 from swarmd.compute.decode_graphs import DecodeGraphs
 from swarmd.compute.fused_linears import fuse_linears
 from swarmd.compute.kv_arena import KvArena, KvShape
+from swarmd.compute.packed_weights import pack_weights, packable_bytes
 from swarmd.compute.paged_attention import PAGED, PagedCache, running
 from swarmd.compute.quantized_loading import load_quantized
 from swarmd.compute.ragged_batch import Piece, RaggedBatch
-from swarmd.compute.row_linear import one_thread, use_faster_rows
+from swarmd.compute.row_linear import FEW_PACKED, FEW_ROWS, one_thread, use_faster_rows
 from swarmd.compute.stock_cache import StockCache
 from swarmd.compute.weights import BlockProgress, WeightFolder, load_part, torch_dtype
 from swarmd.errors import BlocksNotHeld, UnsupportedModel
@@ -99,6 +100,7 @@ class BlockSpan:
         self.device = device
         self.torch_dtype = torch_dtype(dtype)
         self._model = model
+        self.packed_bytes = 0
         self._fast_rows = False
         if faster_rows:
             chosen = use_faster_rows(model)
@@ -122,6 +124,13 @@ class BlockSpan:
     def pieces_run_alone(self) -> bool:
         """Whether a long piece runs by itself beside decode steps (which are graphs then)."""
         return self.batched and self.device != "cpu"
+
+    def use_room(self, room: int) -> int:
+        """Spend up to `room` bytes on a second layout of the weights, for steps of several rows, if
+        all of it fits and is faster. Returns what it took; before the first step."""
+        if self._fast_rows and 0 < packable_bytes(self._model) <= room:
+            self.packed_bytes = pack_weights(self._model)
+        return self.packed_bytes
 
     def new_arena(self, tokens: int) -> KvArena:
         """Memory for the attention caches of all sessions: `tokens` positions in each block."""
@@ -213,7 +222,8 @@ class BlockSpan:
     ) -> torch.Tensor:
         offset = part.start - self.span.start
         batch = RaggedBatch(arena, pieces, offset, self._chunk_sizes(part))
-        limited = one_thread(rows.shape[0]) if self._fast_rows else contextlib.nullcontext()
+        few = FEW_PACKED if self.packed_bytes else FEW_ROWS
+        limited = one_thread(rows.shape[0], few) if self._fast_rows else contextlib.nullcontext()
         with limited, running(batch):
             return self._forward(part, rows, batch.positions(), PagedCache(batch))
 

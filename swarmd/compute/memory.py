@@ -33,6 +33,11 @@ class MemoryPlan:
         left = self.limit - self.workspace - self.output_bytes
         return max(0, min(self.n_blocks, left // self.each_block))
 
+    def room_beside(self, blocks: int) -> int:
+        """Bytes that so many blocks leave."""
+        needed = self.workspace + self.output_bytes + blocks * self.each_block
+        return max(0, self.limit - needed)
+
     def explain(self) -> list[str]:
         """The sum, a line each."""
         cache = self.kv_token_bytes * self.kv_tokens

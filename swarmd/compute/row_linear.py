@@ -34,11 +34,15 @@ from swarmd.compute.second_thread import SecondThread
 __all__ = [
     "Kernel",
     "RowLinear",
+    "Shape",
     "kernel_seconds",
     "linear_shapes",
     "one_thread",
     "use_faster_rows",
 ]
+
+FEW_PACKED = 4
+"""Up to so many rows torch's threads take longer to wake up than they save, with packed weights."""
 
 FEW_ROWS = 32
 """Up to so many rows numpy's product was the faster one where it is for one row (`bench.rows`)."""
@@ -73,12 +77,19 @@ class Kernel:
 class RowLinear(nn.Linear):
     """`nn.Linear` whose product with few rows is numpy's. Weights and parameters are the same.
 
-    From `split_from` rows on, a second thread computes half of the outputs.
+    From `split_from` rows on, a second thread computes half of the outputs. With `packed`, a second
+    layout of the weights, two rows and more are oneDNN's (:mod:`swarmd.compute.packed_weights`).
     """
 
     split_from = NEVER
+    packed: torch.Tensor | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.packed is not None and input.numel() > self.in_features:
+            output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                input, self.packed, self.bias, "none", [], ""
+            )
+            return output
         if input.numel() > FEW_ROWS * self.in_features:
             return super().forward(input)
         rows, columns = input.numpy().reshape(-1, self.in_features), self.weight.numpy().T
@@ -157,11 +168,11 @@ def _apply(kernel: Kernel, layer: nn.Linear) -> None:
 
 
 @contextlib.contextmanager
-def one_thread(rows: int) -> Iterator[None]:
-    """For a run of few rows on the CPU, keep torch's other threads out of it: each of its many
-    small operations would wait for them to wake up, and the products are numpy's."""
+def one_thread(rows: int, few: int = FEW_ROWS) -> Iterator[None]:
+    """For a run of up to `few` rows on the CPU, keep torch's other threads out of it: each of its
+    many small operations would wait for them to wake up, and the products are numpy's."""
     threads = torch.get_num_threads()
-    if rows > FEW_ROWS or threads == 1:
+    if rows > few or threads == 1:
         yield
         return
     torch.set_num_threads(1)

@@ -122,6 +122,8 @@ def measured_or_cached(blocks: BlockSpan, model_id: str, cache_file: Path) -> Th
     key = f"{device}/{torch.get_num_threads()}/{torch.__version__}/{model_id}/{blocks.dtype}"
     if blocks.quantization != "none":
         key += f"/{blocks.quantization}"
+    if blocks.packed_bytes:
+        key += "/packed"
     known: dict[str, dict[str, float]] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = dict(json.loads(cache_file.read_text()))

@@ -55,9 +55,12 @@ def kv_bytes_per_token(raw_config: dict[str, Any], dtype: str) -> int:
     return max(shape.elements for shape in stored_shapes(raw_config)) * ITEM_BYTES[dtype]
 
 
-def memory_plan(config: DaemonConfig, folder: ModelFolder, dtype: str) -> MemoryPlan:
-    """What fits into this node's memory. Quantized weights are counted as they end up; what their
-    loading takes beside them for a while is part of the workspace."""
+def memory_plan(
+    config: DaemonConfig, folder: ModelFolder, dtype: str, *, loaded: int = 0
+) -> MemoryPlan:
+    """What fits into this node's memory, of which so many bytes are `loaded` already. Quantized
+    weights are counted as they end up; what their loading takes beside them for a while is part of
+    the workspace."""
     visible = min(config.kv_tokens, folder.max_positions)
     workspace = WORKSPACE_BYTES + activation_bytes(
         folder.config, dtype, CHUNK_TOKENS + MAX_ROWS, visible
@@ -66,7 +69,7 @@ def memory_plan(config: DaemonConfig, folder: ModelFolder, dtype: str) -> Memory
         workspace += loading_bytes(folder, dtype)
     tokens = pages_for(config.kv_tokens) * PAGE_TOKENS
     return MemoryPlan(
-        limit=config.memory or available_memory(config.device),
+        limit=config.memory or loaded + available_memory(config.device),
         block_bytes=block_bytes(folder.config, dtype, config.quantization),
         kv_token_bytes=kv_bytes_per_token(folder.config, dtype),
         kv_tokens=tokens,
