@@ -1,14 +1,16 @@
 """Which layout and kernel multiply one row fastest, for each shape of the default model's weights.
 
-    python -m bench.rows [--rounds 5]
+    python -m bench.rows [--rounds 5] [--threads 2]
 
 All four are tried in turn in each round; the baseline is the checkpoint's layout with torch. The
-last lines are whole decode steps over all blocks, without and with the choice.
+second table has whole steps of one row and of several over all blocks: as loaded, as chosen for one
+row, and with the second layout for several.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from typing import Any
@@ -29,6 +31,8 @@ from swarmd.compute.source import resolve_model
 from swarmd.compute.weights import load_part
 
 STEPS = 24
+ROWS = (1, 2, 4, 8, 16, 64, 256)
+VARIANTS = ("plain", "fast", "packed")
 
 
 def shapes(folder: ModelFolder, rounds: int) -> dict[str, dict[str, float]]:
@@ -53,12 +57,12 @@ def name(kernel: Kernel) -> str:
     return f"{'numpy' if kernel.by_numpy else 'torch'}, {layout}"
 
 
-def step_ms(blocks: BlockSpan) -> float:
-    """Median milliseconds of a decode step over all blocks."""
-    session, times = SoleSession(blocks, STEPS), []
-    for _ in range(STEPS):
+def step_ms(blocks: BlockSpan, rows: int) -> float:
+    """Median milliseconds of a step of so many rows over all blocks, each from the beginning."""
+    session, times = SoleSession(blocks, max(ROWS)), []
+    for _ in range(max(2, STEPS // rows)):
         began = time.perf_counter()
-        session.step(torch.ones(1, 1, blocks.hidden_size))
+        session.step(torch.ones(1, rows, blocks.hidden_size), 0)
         times.append(time.perf_counter() - began)
     return 1e3 * statistics.median(times)
 
@@ -66,16 +70,22 @@ def step_ms(blocks: BlockSpan) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    rounds = options.rounds
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     folder = resolve_model(None)
     bandwidth = shapes(folder, rounds)
     whole = Span(0, folder.n_blocks)
     plain = BlockSpan(folder, whole, dtype="float32", faster_rows=False)
-    fast = BlockSpan(folder, whole, dtype="float32")
-    steps: dict[str, list[float]] = {"plain": [], "fast": []}
+    fast, packed = (BlockSpan(folder, whole, dtype="float32") for _ in range(2))
+    packed.use_room(1 << 40)
+    variants = dict(zip(VARIANTS, (plain, fast, packed), strict=True))
+    steps: dict[str, dict[int, list[float]]] = {name: {n: [] for n in ROWS} for name in VARIANTS}
     for _ in range(rounds):
-        steps["plain"].append(step_ms(plain))
-        steps["fast"].append(step_ms(fast))
+        for n, (name_of, blocks) in itertools.product(ROWS, variants.items()):
+            steps[name_of][n].append(step_ms(blocks, n))
     kernels = list(next(iter(bandwidth.values())))
     show(
         f"one row times the default model's weights, fp32, GB/s, medians of {rounds} rounds",
@@ -85,18 +95,28 @@ def main() -> None:
             for shape, of in bandwidth.items()
         ],
     )
-    median = {variant: statistics.median(times) for variant, times in steps.items()}
-    ratio = median["plain"] / median["fast"]
-    print(
-        f"a decode step over all blocks: {median['plain']:.1f} ms as loaded, "
-        f"{median['fast']:.1f} ms as chosen, {ratio:.2f} times as fast"
-    )
+    median = {
+        variant: {n: statistics.median(times) for n, times in of.items()}
+        for variant, of in steps.items()
+    }
+    show(
+        f"a step over all blocks, ms, {torch.get_num_threads()} threads, medians of {rounds}; the "
+        f"second layout takes {packed.packed_bytes / 1e6:.0f} MB",
+        ("rows", "as loaded", "chosen for one row", "and a second layout", "ratio to before it"),
+        [
+            (str(n), *(f"{median[variant][n]:.1f}" for variant in VARIANTS),
+             f"{median['fast'][n] / median['packed'][n]:.2f}")
+            for n in ROWS
+        ],
+    )  # fmt: skip
     figures: dict[str, Any] = {
         "gigabytes_per_second": bandwidth,
         "step_ms": steps,
-        "step_ratio": ratio,
+        "step_ratio": median["plain"][1] / median["fast"][1],
+        "packed_bytes": packed.packed_bytes,
     }
-    save("rows", {"rounds": rounds, "steps": STEPS, "dtype": "float32"}, figures)
+    settings = {"rounds": rounds, "threads": torch.get_num_threads(), "dtype": "float32"}
+    save("rows", settings, figures)
 
 
 if __name__ == "__main__":

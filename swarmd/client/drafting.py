@@ -175,7 +175,7 @@ class Drafting:
             self._length.chose(rows, choosing)
         if draft.tokens:
             self._length.checked(draft.kind, right, len(draft.tokens))
-        elif draft.unsent:
+        elif draft.unsent and following is None:  # else it begins with them
             self._length.checked(draft.kind, int(draft.unsent[0] == came[0]), 1)
         if following is not None and right == len(draft.tokens) and len(came) == rows:
             first = int(following.tokens[0] == came[-1])

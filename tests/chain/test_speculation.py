@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from swarmd.client.chain_session import ChainSession
+from swarmd.client.draft_length import DraftLength, Plan
 from swarmd.client.draft_model import DraftModel
 from swarmd.client.drafting import Draft, Drafting
 from swarmd.client.generate import Withdrawn, decode_events, decode_tokens
@@ -19,6 +23,8 @@ from tests.chain.answers import NEW_TOKENS, PROMPT, SAMPLING, SPANS
 from tests.chain.lies import ALL, GREEDY, Honest, lying
 from tests.conftest import Runner
 from tests.local_swarm import LocalSwarm
+
+T = TypeVar("T")
 
 
 class Scripted(Drafting):
@@ -258,3 +264,90 @@ def test_a_draft_model_of_the_same_weights_is_always_right(
 def test_a_draft_model_that_is_unsure_says_nothing(folder: ModelFolder, run_async: Runner) -> None:
     drafter = DraftModel(AutoModelForCausalLM.from_pretrained(folder.path).eval())
     assert run_async(drafter.propose(PROMPT, 5)) == []
+
+
+class SlowDrafter:
+    """A draft model that knows the answer, and takes its time over each token. It must not be asked
+    while it is at it."""
+
+    def __init__(self, expected: Sequence[int], rng: random.Random) -> None:
+        self.expected, self.rng = [*PROMPT, *expected], rng
+        self.at_work = False
+        self.cancelled = 0
+
+    async def propose(self, token_ids: Sequence[int], longest: int) -> list[int]:
+        assert not self.at_work
+        self.at_work = True
+        try:
+            await asyncio.sleep(0.002 * longest)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.at_work = False
+        known = self.expected[len(token_ids) : len(token_ids) + longest]
+        return [one if self.rng.random() < 0.9 else (one + 1) % 90 for one in known]
+
+
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_a_draft_model_drafts_further_steps_while_one_is_under_way(
+    in_threads: bool,
+    swarm: LocalSwarm,
+    ends: ModelEnds,
+    undisturbed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    run_async: Runner,
+) -> None:
+    monkeypatch.setattr(DraftLength, "plan", lambda self, kind, stage: Plan(2, 2))
+    drafter = SlowDrafter(undisturbed, random.Random(4))
+
+    async def run(work: Callable[[], T]) -> T:
+        return await asyncio.to_thread(work) if in_threads else work()
+
+    async def work() -> None:
+        drafting = Drafting(7, drafter)
+        async with swarm.running(SPANS), await swarm.session(swarm.peers, max_length=64) as session:
+            tokens = decode_tokens(
+                ends, session, PROMPT, Sampler(SAMPLING),
+                max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(), drafting=drafting, run=run,
+            )  # fmt: skip
+            assert [token async for token in tokens] == undisturbed
+        assert 0 < drafting.statistics.held <= drafting.statistics.ahead
+        assert not drafter.at_work
+
+    run_async(work())
+
+
+def test_an_answer_that_is_given_up_leaves_no_draft_at_work(
+    swarm: LocalSwarm,
+    ends: ModelEnds,
+    undisturbed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    run_async: Runner,
+) -> None:
+    monkeypatch.setattr(DraftLength, "plan", lambda self, kind, stage: Plan(2, 3))
+    drafter = SlowDrafter(undisturbed, random.Random(4))
+
+    async def work() -> None:
+        async with swarm.running(SPANS), await swarm.session(swarm.peers, max_length=64) as session:
+            tokens = decode_tokens(
+                ends, session, PROMPT, Sampler(SAMPLING),
+                max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset(),
+                drafting=Drafting(7, drafter),
+            )  # fmt: skip
+            seen = 0
+            with contextlib.suppress(asyncio.CancelledError):
+                async for _ in tokens:
+                    seen += 1
+                    if seen == 5:
+                        asyncio.current_task().cancel()  # type: ignore[union-attr]
+            assert not drafter.at_work
+            held = len(session._bounds.inputs[session._first])
+            again = decode_tokens(
+                ends, session, [*PROMPT, *undisturbed[:5]], Sampler(SAMPLING),
+                max_new_tokens=1, eos_token_ids=frozenset(), held=len(PROMPT),
+            )  # fmt: skip
+            assert len([token async for token in again]) == 1
+            assert len(session._bounds.inputs[session._first]) == len(PROMPT) + 5 <= held
+
+    run_async(work())
