@@ -273,10 +273,13 @@ class ChainSession:
             self._machine.resume(tokens)
         return held > 0
 
-    async def settle(self) -> None:
-        """Wait for the spot checks that are under way. Raises OutputWithdrawn when one of them
-        found a lie; then steps from there, and another `settle`, have to follow."""
+    async def settle(self, end: int | None = None) -> None:
+        """Wait for the spot checks of outputs at positions before `end` (default: of all). Raises
+        OutputWithdrawn when one of them found a lie; then steps from there, and another `settle`,
+        have to follow."""
         if self.checks is not None:
+            if end is not None:  # what was put in ahead of an answer's end is none of it
+                self.checks.cut(end)
             await self.checks.settle()
         self._withdraw(self.max_length)
 

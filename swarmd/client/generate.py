@@ -93,7 +93,7 @@ async def decode_events(
         try:
             left = max_new_tokens - (len(token_ids) - n_prompt)
             if done or left <= 0:
-                await session.settle()
+                await session.settle(position)  # outputs before it gave the tokens
                 return
             draft, went_on = ahead.take(), True
             if draft is None:

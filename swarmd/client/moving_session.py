@@ -141,10 +141,10 @@ class MovingSession:
         with _Use(self):
             return await self._session.wait_for_links(seconds)
 
-    async def settle(self) -> None:
+    async def settle(self, end: int | None = None) -> None:
         """As :meth:`ChainSession.settle`."""
         with _Use(self):
-            await self._session.settle()
+            await self._session.settle(end)
 
     async def boundaries(self, start: int, end: int) -> tuple[tuple[int, bytes], ...]:
         """As :meth:`ChainSession.boundaries`, of the chain as it is now: it has run all positions,

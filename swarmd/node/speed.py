@@ -52,17 +52,21 @@ class Speed:
 
 
 def speed(config: DaemonConfig, folder: ModelFolder, span: Span, dtype: str) -> Speed:
-    """Load `span` and measure. Takes seconds. Raises ModelError, UnsupportedModel."""
+    """Load `span` and measure it as a node of as many blocks as fit would run it. Takes seconds.
+    Raises ModelError, UnsupportedModel."""
+    plan = memory_plan(config, folder, dtype)
     blocks = BlockSpan(
         folder, span, dtype=dtype, quantization=config.quantization, device=config.device
     )
+    if config.device == "cpu" and plan.room_beside(plan.blocks) >= plan.blocks * plan.block_bytes:
+        blocks.use_room(len(span) * plan.block_bytes)
     return Speed(
         folder,
         span,
         dtype,
         measure(blocks),
         memory_bandwidth(config.device),
-        memory_plan(config, folder, dtype),
+        plan,
     )
 
 

@@ -198,6 +198,34 @@ def test_a_liar_among_drafts_is_found_and_the_answer_redone(
     run_async(work())
 
 
+def test_a_lie_beyond_the_end_of_the_answer_is_none_of_it(
+    honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
+) -> None:
+    """Drafts and steps put in ahead go on where the text has ended."""
+    expected = honest(SAMPLING)
+    at, end = next((n, t) for n, t in enumerate(expected) if n > 4 and t not in expected[:n])
+    first = len(PROMPT) + at
+
+    async def work() -> None:
+        drafting = Scripted(expected, lambda: True, longest=2, ahead=3)
+        async with swarm.running(SPANS * 3):
+            lying(swarm.peers[1], lambda position: position >= first)
+            session = await swarm.session(swarm.peers[:3], max_length=64, checks=ALL)
+            async with session:
+                events = [
+                    event
+                    async for event in decode_events(
+                        ends, session, PROMPT, Sampler(SAMPLING),
+                        max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset([end]),
+                        drafting=drafting,
+                    )
+                ]  # fmt: skip
+            assert drafting.statistics.ahead > drafting.statistics.held
+            assert events == expected[:at]
+
+    run_async(work())
+
+
 @pytest.mark.parametrize("ahead", [0, 3])
 def test_an_end_of_text_among_the_drafts_ends_the_answer(
     ahead: int, honest: Honest, swarm: LocalSwarm, ends: ModelEnds, run_async: Runner
