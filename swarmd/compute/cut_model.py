@@ -126,8 +126,11 @@ def cut_class(
 
 
 def forked(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model object over the very same parameters and buffers."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    """A second model object over the very same parameters, buffers and other tensors that modules
+    hold, such as a second layout of weights (of which there are no copies)."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    others = (value for value in held if isinstance(value, torch.Tensor))
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers(), *others)}
     return copy.deepcopy(model, shared)
 
 

@@ -102,6 +102,22 @@ def test_blocks_take_it_only_where_all_of_it_fits(
     torch.testing.assert_close(session.step(hidden, 0), before, rtol=1e-4, atol=1e-5)
 
 
+def test_part_of_the_blocks_has_it_as_well(
+    folder: ModelFolder, worth: Callable[[bool], None]
+) -> None:
+    worth(True)
+    whole = BlockSpan(folder, Span(0, 3), dtype="float32")
+    assert whole.use_room(1 << 30) > 0
+    hidden = torch.randn(1, 9, whole.hidden_size)
+    for part in (Span(0, 2), Span(1, 2), Span(1, 3)):
+        plain = BlockSpan(folder, part, dtype="float32", faster_rows=False)
+        torch.testing.assert_close(
+            SoleSession(whole, 32, part).step(hidden, 0),
+            SoleSession(plain, 32).step(hidden, 0),
+            rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+
+
 def test_half_precision_has_none(folder: ModelFolder) -> None:
     assert BlockSpan(folder, Span(0, 1), dtype="bfloat16").use_room(1 << 30) == 0
 
