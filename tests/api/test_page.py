@@ -114,11 +114,12 @@ def test_events_tell_of_answers_and_of_holes(long_swarm: LocalSwarm, run_async: 
             assert set(first) == {"models", "answers", "rates"}
             assert first["models"][0]["replicas"] == [1] * 6
 
+            seen = dict(first)
+
             async def until(key: str, wanted: Any) -> None:
-                async with asyncio.timeout(10):
-                    async for event in events:
-                        if key in event and wanted(event[key]):
-                            return
+                async with asyncio.timeout(20):
+                    while not wanted(seen[key]):  # one event may tell of several keys
+                        seen.update(await anext(events))
 
             async with http.post("/v1/chat/completions", json={**ASK, "max_tokens": 900}) as answer:
                 assert answer.status == 200

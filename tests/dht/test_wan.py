@@ -1,4 +1,4 @@
-"""Sixty nodes over an emulated WAN that loses 1 %: everything is found, within budgets."""
+"""Sixty nodes over an emulated WAN that loses 1 %: all is found, within budgets of traffic."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ def test_all_is_found_before_and_after_a_third_died() -> None:
     figures = run_on("asyncio", work, timeout=400)  # half a minute; more on a busy machine
     for name, of in figures.items():
         assert of["complete"] == of["runs"] > 0, name
-    for name, seconds, datagrams, size in (
-        ("announce, cold", 4, 400, 80_000),
-        ("announce, steady", 2, 120, 25_000),
-        ("fetch, all alive", 5, 1200, 300_000),
-        ("fetch, 30 % just killed", 8, 1500, 400_000),
+    for name, datagrams, size in (
+        ("announce, cold", 400, 80_000),
+        ("announce, steady", 120, 25_000),
+        ("fetch, all alive", 1200, 300_000),
+        ("fetch, 30 % just killed", 1500, 400_000),
     ):
-        assert figures[name]["p50_s"] < seconds, name
         assert figures[name]["datagrams"] < datagrams, name
         assert figures[name]["bytes"] < size, name
